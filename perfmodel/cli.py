@@ -1,0 +1,299 @@
+"""`python -m perfmodel`: arguments in, one command, output where it was asked for."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from perfmodel import commands
+from perfmodel.errors import USAGE_EXIT, PerfmodelError
+from perfmodel.workload import ACCOUNTINGS, PHASES
+
+INTERRUPTED_EXIT = 130
+
+_EXAMPLES = """\
+examples:
+  python -m perfmodel predict --gpu a6000
+  python -m perfmodel predict --gpu a5000 --model llama-13b --bits 16,4,3 --context 2048
+  python -m perfmodel predict --gpu h200 --model llama-2-70b --weights squeezellm-w3-s0.45 --ops
+  python -m perfmodel sweep --gpu all --bits 16,8,4,3,2 --batch 1,8,64 -o sweep.csv
+  python -m perfmodel plot roofline --gpu a6000 -o roofline.png
+  python -m perfmodel devices
+"""
+_PREDICT_EXAMPLES = """\
+examples:
+  python -m perfmodel predict --gpu a6000
+  python -m perfmodel predict --gpu a6000 --model ./config.json --bits 16,8,4,3,2 --json
+  python -m perfmodel predict --gpu a6000 --phase prefill --prompt 2048
+  python -m perfmodel predict --gpu a6000 --phase generate --prompt 128 --new 1024
+  python -m perfmodel predict --gpu a100 --model llama-2-70b --tp 2 --weights fp16,gptq-w4-g128
+  python -m perfmodel predict --gpu a6000 --set memory.bandwidth_gb_per_s=1000
+  python -m perfmodel predict --gpu a6000 --weights w3 --lm-head w4 --tensor down_proj=w4
+
+decode is one step with --context tokens cached; generate sums the steps with P, P+1, ... P+N-1
+tokens cached. Exit codes: 0 ok, 2 wrong arguments, 3 a wrong input file.
+"""
+_SWEEP_EXAMPLES = """\
+Lists are separated by commas; `all` is every built-in device, model or stack.
+
+examples:
+  python -m perfmodel sweep --gpu a5000,a6000 --bits 16,8,4,3,2 --context 128,2048
+  python -m perfmodel sweep --gpu all --model all --bits 4 --batch 1,2,4,8,16 -o sweep.parquet
+"""
+_PLOT_EXAMPLES = """\
+examples:
+  python -m perfmodel plot roofline --gpu a6000 --weights fp16,w4,w3 -o roofline.png
+  python -m perfmodel plot runtime --gpu a5000 --bits 16,8,4,3,2 --lengths 128,2048 -o runtime.svg
+  python -m perfmodel plot sweep --gpu a6000 --bits 16,4,3 --batch 1,2,4,8,16,32,64 -o batch.png
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with near matches for a mistyped word."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs |= {
+            "allow_abbrev": False,
+            "formatter_class": argparse.RawDescriptionHelpFormatter,
+        }
+        super().__init__(**kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_EXIT, f"{self.prog}: error: {message}{self._hint(message)}\n")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Unknown options are reported by the sub-command that got them, which knows its own."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parsed.parser.error(f"unknown argument: {unknown[0]}")
+        return parsed
+
+    def _hint(self, message: str) -> str:
+        import difflib  # only needed for an error message
+
+        if message.startswith("unknown argument: "):
+            known = [option for action in self._actions for option in action.option_strings]
+            typed = message.removeprefix("unknown argument: ").partition("=")[0]
+        elif "invalid choice: " in message:
+            typed, _, choices = message.partition("invalid choice: ")[2].partition(" (choose from ")
+            typed, known = typed.strip("'"), choices.replace("'", "").rstrip(")").split(", ")
+        else:
+            return ""
+        near = difflib.get_close_matches(typed, known, n=2, cutoff=0.5)
+        return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0, 2 wrong arguments, 3 wrong input file)."""
+    try:
+        args = build_parser().parse_args(argv)
+        commands.run(args)
+    except PerfmodelError as error:
+        print(f"perfmodel: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("perfmodel: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED_EXIT
+    except BrokenPipeError:  # the reader, `head` for example, has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def build_parser() -> OneLineParser:
+    """The whole command line."""
+    parser = OneLineParser(
+        prog="perfmodel",
+        description="Predict from a datasheet how fast a GPU runs a LLaMA at any weight bit width.",
+        epilog=_EXAMPLES,
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_predict(subparsers)
+    _add_sweep(subparsers)
+    _add_plot(subparsers)
+    _add_catalogues(subparsers)
+    return parser
+
+
+def _add(
+    subparsers: Any, name: str, function: Any, summary: str, epilog: str = ""
+) -> OneLineParser:
+    parser: OneLineParser = subparsers.add_parser(
+        name, help=summary, description=summary + ".", epilog=epilog
+    )
+    parser.set_defaults(function=function, parser=parser)
+    return parser
+
+
+def _add_predict(subparsers: Any) -> None:
+    summary = "time, traffic and memory of one model on one device, per weight format"
+    parser = _add(subparsers, "predict", commands.cmd_predict, summary, _PREDICT_EXAMPLES)
+    _single_options(parser)
+    parser.add_argument("--ops", action="store_true", help="show every operation")
+    _output_options(parser)
+
+
+def _add_sweep(subparsers: Any) -> None:
+    summary = "every combination of the options, as CSV or Parquet"
+    parser = _add(subparsers, "sweep", commands.cmd_sweep, summary, _SWEEP_EXAMPLES)
+    _list_options(parser)
+    _output_options(parser)
+
+
+def _add_plot(subparsers: Any) -> None:
+    parser = _add(subparsers, "plot", None, "figures as PNG, SVG or PDF", _PLOT_EXAMPLES)
+    figures = parser.add_subparsers(metavar="FIGURE", required=True)
+    roofline = _add(
+        figures, "roofline", commands.cmd_plot_roofline, "roofline with one point per operation"
+    )
+    _single_options(roofline)
+    runtime = _add(
+        figures,
+        "runtime",
+        commands.cmd_plot_runtime,
+        "run time by weight bits and component, normalised (Figure 2 of the SqueezeLLM paper)",
+    )
+    _device_options(runtime)
+    _weight_options(runtime)
+    runtime.add_argument("--batch", type=_count, default=1, help="sequences (1)")
+    runtime.add_argument(
+        "--lengths", type=_counts, default=[128, 2048], metavar="N,N", help="tokens (128,2048)"
+    )
+    runtime.add_argument("--accounting", choices=ACCOUNTINGS, default="paper", help="(paper)")
+    sweep = _add(figures, "sweep", commands.cmd_plot_sweep, "time against batch, length or devices")
+    _list_options(sweep)
+    for figure in (roofline, runtime, sweep):
+        figure.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+
+
+def _add_catalogues(subparsers: Any) -> None:
+    for kind, summary in (
+        ("devices", "built-in devices and where their numbers come from"),
+        ("models", "built-in model shapes"),
+        ("stacks", "built-in software stacks"),
+    ):
+        listing = _add(subparsers, kind, commands.cmd_list, summary)
+        listing.set_defaults(kind=kind)
+        _output_options(listing)
+    formats = _add(subparsers, "formats", commands.cmd_formats, "weight formats, bit by bit")
+    formats.add_argument("--model", default="llama-7b", help="whose layers to count (llama-7b)")
+    formats.add_argument("--weights", metavar="NAMES", help="formats, separated by commas")
+    _output_options(formats)
+    check = _add(subparsers, "check", commands.cmd_check, "validate device, stack or model files")
+    check.add_argument("files", nargs="+", metavar="FILE")
+    check.add_argument(
+        "--kind", choices=("device", "stack", "model"), help="(device; model for .json)"
+    )
+    _output_options(check)
+
+
+def _single_options(parser: OneLineParser) -> None:
+    """One device, one model, one workload; several weight formats."""
+    _device_options(parser)
+    _weight_options(parser)
+    parser.add_argument("--phase", choices=PHASES, default="decode", help="(decode)")
+    parser.add_argument(
+        "--context", type=_size, help="tokens cached when a decode step starts (128)"
+    )
+    parser.add_argument("--prompt", type=_size, help="tokens of prompt (prefill 128, generate 0)")
+    parser.add_argument("--new", type=_count, help="tokens to generate (128)")
+    parser.add_argument("--batch", type=_count, default=1, help="sequences (1)")
+    parser.add_argument("--tp", type=_count, default=1, help="tensor-parallel devices (1)")
+    parser.add_argument("--kv-bits", type=_count, default=16, help="bits of the KV cache (16)")
+    parser.add_argument("--accounting", choices=ACCOUNTINGS, default="fused", help="(fused)")
+
+
+def _device_options(parser: OneLineParser) -> None:
+    parser.add_argument("--gpu", required=True, help="device: name, alias or YAML file")
+    parser.add_argument(
+        "--model", default="llama-7b", help="model: name, alias or config.json (llama-7b)"
+    )
+    parser.add_argument(
+        "--stack", default="ideal", help="software stack: name or YAML file (ideal)"
+    )
+    _set_option(parser)
+
+
+def _list_options(parser: OneLineParser) -> None:
+    """The same options as axes."""
+    parser.add_argument("--gpu", required=True, metavar="NAMES", help="devices, or all")
+    parser.add_argument("--model", default="llama-7b", metavar="NAMES", help="(llama-7b)")
+    parser.add_argument("--stack", default="ideal", metavar="NAMES", help="(ideal)")
+    _set_option(parser)
+    _weight_options(parser)
+    parser.add_argument("--phase", choices=PHASES, default="decode", help="(decode)")
+    parser.add_argument("--context", type=_sizes, metavar="N,N", help="tokens cached (128)")
+    parser.add_argument("--prompt", type=_sizes, metavar="N,N", help="tokens of prompt (128)")
+    parser.add_argument("--new", type=_count, help="tokens to generate (128)")
+    parser.add_argument("--batch", type=_counts, default=[1], metavar="N,N", help="(1)")
+    parser.add_argument("--tp", type=_counts, default=[1], metavar="N,N", help="(1)")
+    parser.add_argument("--kv-bits", type=_count, default=16, help="bits of the KV cache (16)")
+    parser.add_argument(
+        "--accounting", type=_accountings, default=["fused"], metavar="NAMES", help="(fused)"
+    )
+
+
+def _weight_options(parser: OneLineParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--weights", metavar="NAMES", help="weight formats, see `formats`")
+    which.add_argument("--bits", metavar="B,B", help="ideal formats of so many bits; 16 is fp16")
+    parser.add_argument("--lm-head", default="fp16", metavar="FORMAT", help="(fp16)")
+    parser.add_argument("--embedding", default="fp16", metavar="FORMAT", help="(fp16)")
+    parser.add_argument(
+        "--tensor",
+        action="append",
+        default=[],
+        metavar="NAME=FORMAT",
+        help="another format for one linear layer of every block, such as down_proj=w4",
+    )
+
+
+def _set_option(parser: OneLineParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="what if: replace a field of the device file",
+    )
+
+
+def _output_options(parser: OneLineParser) -> None:
+    rendering = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv", "markdown"):
+        rendering.add_argument(f"--{name}", dest="rendering", action="store_const", const=name)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write there (.json, .csv, .md by suffix)"
+    )
+
+
+def _size(text: str) -> int:
+    """An integer from 0 on, written in digits."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 0 on")
+    return int(text[:20])
+
+
+def _count(text: str) -> int:
+    value = _size(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("found 0, expected a whole number from 1 on")
+    return value
+
+
+def _sizes(text: str) -> list[int]:
+    return [_size(part.strip()) for part in text.split(",")]
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part.strip()) for part in text.split(",")]
+
+
+def _accountings(text: str) -> list[str]:
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in ACCOUNTINGS:
+            known = ", ".join(ACCOUNTINGS)
+            raise argparse.ArgumentTypeError(f"found {name!r}, expected one of {known}")
+    return names

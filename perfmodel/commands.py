@@ -1,0 +1,285 @@
+"""What each sub-command does: arguments into records, one call, the result handed on."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfmodel import views
+from perfmodel.errors import UsageError
+from perfmodel.format_names import EXAMPLES, bits_format, parse_format
+from perfmodel.formats import BitPolicy, WeightFormat
+from perfmodel.hardware import device_names, load_hardware
+from perfmodel.models import load_model, model_names
+from perfmodel.output import Output, render, rendering_of, text_sink, whole_file
+from perfmodel.predict import OP_ORDER, Prediction, predict
+from perfmodel.report import op_rows, predictions_json, summary_row
+from perfmodel.stacks import load_stack, stack_names
+from perfmodel.tables import Table, write_csv
+from perfmodel.workload import Workload
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from perfmodel.sweep import Grid
+
+DEFAULT_WEIGHTS = "fp16,w8,w4,w3,w2,gptq-w4-g128,squeezellm-w4,squeezellm-w3,squeezellm-w3-s0.45"
+ROOFLINE_WEIGHTS = "fp16,w8,w4,w3"
+RUNTIME_BITS = "16,8,4,3,2"
+DEFAULT_LENGTH = 128
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the chosen command and write what it returns.
+
+    Raises: PerfmodelError.
+    """
+    output = args.function(args)
+    if isinstance(output, Output):
+        text = render(output, rendering_of(args.rendering, args.output, "text"))
+        with text_sink(args.output) as stream:
+            stream.write(text)
+
+
+def cmd_predict(args: argparse.Namespace) -> Output:
+    predictions = _predictions(args, DEFAULT_WEIGHTS)
+    baseline = fp16_baseline(predictions)
+
+    def tables() -> list[Table]:
+        details = [views.ops_table(prediction) for prediction in predictions if args.ops]
+        return [views.predict_table(predictions, baseline), *details]
+
+    def rows() -> list[dict[str, Any]]:
+        if not args.ops:
+            return [summary_row(prediction, baseline) for prediction in predictions]
+        return [
+            {"weights": prediction.workload.policy.linear.name} | row
+            for prediction in predictions
+            for row in op_rows(prediction)
+        ]
+
+    return Output(
+        document=lambda: predictions_json(predictions, baseline), rows=rows, tables=tables
+    )
+
+
+def cmd_sweep(args: argparse.Namespace) -> Output | None:
+    """Rows are written as they come: a sweep may be larger than memory."""
+    from perfmodel import sweep
+
+    rendering = rendering_of(args.rendering, args.output, "csv")
+    rows = sweep.sweep(_grid(args))
+    if rendering == "csv":
+        with text_sink(args.output) as stream:
+            write_csv(stream, rows)
+        return None
+    if rendering == "parquet":
+        sweep.write_parquet(args.output, list(rows))
+        return None
+    args.rendering, listed = rendering, list(rows)
+    document = {"schema": "perfmodel.sweep/1", "results": listed}
+    return Output(
+        document=lambda: document, rows=lambda: listed, tables=lambda: [views.sweep_table(listed)]
+    )
+
+
+def cmd_plot_roofline(args: argparse.Namespace) -> None:
+    from perfmodel import plots  # matplotlib: only where a picture is wanted
+
+    predictions = _predictions(args, ROOFLINE_WEIGHTS)
+    _save(args.output, plots.SUFFIXES, lambda: plots.roofline_figure(predictions))
+
+
+def cmd_plot_runtime(args: argparse.Namespace) -> None:
+    from perfmodel import plots
+
+    hw, stack = load_hardware(args.gpu, overrides=tuple(args.set)), load_stack(args.stack)
+    if args.weights is None and args.bits is None:
+        args.bits = RUNTIME_BITS
+    by_length: dict[int, Sequence[Prediction]] = {}
+    for length in args.lengths:
+        workloads = [
+            Workload(
+                model=load_model(args.model),
+                policy=policy,
+                phase="generate",
+                batch=args.batch,
+                new=length,
+                accounting=args.accounting,
+            )
+            for policy in _policies(args, RUNTIME_BITS)
+        ]
+        by_length[length] = [predict(workload, hw, stack) for workload in workloads]
+    _save(args.output, plots.SUFFIXES, lambda: plots.runtime_figure(by_length))
+
+
+def cmd_plot_sweep(args: argparse.Namespace) -> None:
+    from perfmodel import plots, sweep
+
+    rows = list(sweep.sweep(_grid(args)))
+    _save(args.output, plots.SUFFIXES, lambda: plots.sweep_figure(rows))
+
+
+def cmd_list(args: argparse.Namespace) -> Output:
+    """Everything built in of one kind: devices, models or stacks."""
+    from perfmodel import catalogue
+
+    listings = {
+        "devices": catalogue.devices,
+        "models": catalogue.models,
+        "stacks": catalogue.stacks,
+    }
+    return listings[args.kind]()
+
+
+def cmd_formats(args: argparse.Namespace) -> Output:
+    from perfmodel import catalogue
+
+    names = _split(args.weights, "--weights") if args.weights else list(EXAMPLES)
+    return catalogue.formats(load_model(args.model), names)
+
+
+def cmd_check(args: argparse.Namespace) -> Output:
+    """Load every file named; the first that is wrong raises."""
+    from perfmodel import catalogue
+
+    loaders: dict[str, Callable[[str], Any]] = {
+        "device": load_hardware,
+        "model": load_model,
+        "stack": load_stack,
+    }
+    rows = []
+    for file in args.files:
+        kind = args.kind or ("model" if Path(file).suffix == ".json" else "device")
+        path = Path(file)
+        name = loaders[kind](file if path.is_absolute() else f"./{file}").name
+        rows.append({"file": file, "kind": kind, "name": name, "ok": True})
+    return catalogue.checked(rows)
+
+
+def fp16_baseline(predictions: Sequence[Prediction]) -> Prediction:
+    """FP16 of the same run; predicted now if it was not asked for."""
+    fp16 = parse_format("fp16")
+    policy = BitPolicy(linear=fp16, lm_head=fp16, embedding=fp16)
+    for prediction in predictions:
+        if prediction.workload.policy == policy:
+            return prediction
+    first = predictions[0]
+    return predict(replace(first.workload, policy=policy), first.hardware, first.stack)
+
+
+def _predictions(args: argparse.Namespace, default_weights: str) -> list[Prediction]:
+    hw = load_hardware(args.gpu, overrides=tuple(args.set))
+    stack = load_stack(args.stack)
+    return [
+        predict(_workload(args, policy), hw, stack) for policy in _policies(args, default_weights)
+    ]
+
+
+def _policies(args: argparse.Namespace, default_weights: str) -> list[BitPolicy]:
+    """One policy per weight format asked for.
+
+    Raises: UsageError for a format or tensor that does not exist.
+    """
+    if args.bits is not None:
+        chosen = [bits_format(bits) for bits in _split(args.bits, "--bits")]
+    else:
+        names = default_weights if args.weights is None else args.weights
+        chosen = [parse_format(name) for name in _split(names, "--weights")]
+    overrides = tuple(_tensor_override(text) for text in args.tensor)
+    lm_head, embedding = parse_format(args.lm_head), parse_format(args.embedding)
+    return [
+        BitPolicy(linear=linear, lm_head=lm_head, embedding=embedding, overrides=overrides)
+        for linear in chosen
+    ]
+
+
+def _workload(args: argparse.Namespace, policy: BitPolicy) -> Workload:
+    """The one workload that `predict` and the roofline take.
+
+    Raises: UsageError if a length is given that the phase does not have.
+    """
+    phase = args.phase
+    _refuse_foreign_lengths(args)
+    prompt = args.prompt if args.prompt is not None else DEFAULT_LENGTH * (phase == "prefill")
+    return Workload(
+        model=load_model(args.model),
+        policy=policy,
+        phase=phase,
+        batch=args.batch,
+        context=DEFAULT_LENGTH if args.context is None else args.context,
+        prompt=prompt,
+        new=(args.new or DEFAULT_LENGTH) if phase == "generate" else 0,
+        tensor_parallel=args.tp,
+        accounting=args.accounting,
+        kv_bits=args.kv_bits,
+    )
+
+
+def _grid(args: argparse.Namespace) -> "Grid":
+    """Axes of a sweep; `all` is every built-in device, model or stack."""
+    from perfmodel.sweep import Grid
+
+    _refuse_foreign_lengths(args)
+    lengths = args.context if args.phase == "decode" else args.prompt
+    overrides = tuple(args.set)
+    return Grid(
+        devices=[
+            load_hardware(g, overrides=overrides) for g in _all("gpu", args.gpu, device_names)
+        ],
+        stacks=[load_stack(name) for name in _all("stack", args.stack, stack_names)],
+        models=[load_model(name) for name in _all("model", args.model, model_names)],
+        policies=_policies(args, DEFAULT_WEIGHTS),
+        phase=args.phase,
+        accountings=args.accounting,
+        batches=args.batch,
+        lengths=lengths or [DEFAULT_LENGTH],
+        new=(args.new or DEFAULT_LENGTH) if args.phase == "generate" else 0,
+        tensor_parallel=args.tp,
+        kv_bits=args.kv_bits,
+    )
+
+
+_LENGTHS_OF_PHASE = {"decode": ("context",), "prefill": ("prompt",), "generate": ("prompt", "new")}
+
+
+def _refuse_foreign_lengths(args: argparse.Namespace) -> None:
+    """Raises: UsageError for a length that the phase would ignore."""
+    taken = _LENGTHS_OF_PHASE[args.phase]
+    for name in ("context", "prompt", "new"):
+        if getattr(args, name) is not None and name not in taken:
+            have = " and ".join(f"--{other}" for other in taken)
+            raise UsageError(
+                f"--{name} does not belong to --phase {args.phase}, which takes {have}"
+            )
+
+
+def _tensor_override(text: str) -> tuple[str, WeightFormat]:
+    tensor, equals, name = text.partition("=")
+    known = [op for op in OP_ORDER if op.endswith("_proj")]
+    if not equals or tensor not in known:
+        raise UsageError(f"--tensor {text}: expected TENSOR=FORMAT with one of {', '.join(known)}")
+    return tensor, parse_format(name)
+
+
+def _split(text: str, option: str) -> list[str]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise UsageError(f"{option} {text!r}: found an empty entry, expected names between commas")
+    return parts
+
+
+def _all(option: str, text: str, known: Callable[[], Sequence[str]]) -> Sequence[str]:
+    return known() if text == "all" else _split(text, f"--{option}")
+
+
+def _save(path: Path, suffixes: Sequence[str], draw: "Callable[[], Figure]") -> None:
+    """Raises: UsageError for a suffix that is no picture; OutputError."""
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"-o {path}: expected a name ending in {', '.join(suffixes)}")
+    figure = draw()
+    with whole_file(path) as temporary:
+        figure.savefig(temporary)
+    sys.stdout.write(f"wrote {path}\n")

@@ -1,0 +1,52 @@
+"""Every error that perfmodel raises on purpose; the command line prints it on one line.
+
+PerfmodelError(ValueError)          exit code
+├── UsageError                      2   an argument is wrong
+│   ├── UnknownNameError            2   no device, model, format or stack of that name
+│   └── UnknownFactError            2   the device file does not know a number that is needed
+├── SpecError                       3   an input file is wrong
+└── OutputError                     2   an output file cannot be written
+"""
+
+from collections.abc import Sequence
+
+USAGE_EXIT = 2
+BAD_FILE_EXIT = 3
+
+
+class PerfmodelError(ValueError):
+    """Base of all errors below; `exit_code` is what the command line ends with."""
+
+    exit_code = USAGE_EXIT
+
+
+class UsageError(PerfmodelError):
+    """An argument is out of range or arguments contradict each other."""
+
+
+class UnknownNameError(UsageError):
+    """Nothing of this kind has this name; the message lists near matches."""
+
+    def __init__(self, kind: str, name: str, known: Sequence[str], near: Sequence[str]) -> None:
+        hint = f"did you mean {' or '.join(near)}?" if near else f"have: {', '.join(known)}"
+        super().__init__(f"no {kind} {name!r}; {hint}")
+
+
+class UnknownFactError(UsageError):
+    """A number was asked for that the device file leaves open (null); it is never guessed."""
+
+    def __init__(self, device: str, field: str, needed_for: str) -> None:
+        super().__init__(
+            f"{device}: {field} is unknown (null), needed for {needed_for}; "
+            f"give it with --set {field}=VALUE"
+        )
+
+
+class SpecError(PerfmodelError):
+    """An input file is unreadable or says something that it must not."""
+
+    exit_code = BAD_FILE_EXIT
+
+
+class OutputError(PerfmodelError):
+    """A result cannot be written where it was asked for."""

@@ -1,0 +1,265 @@
+"""Devices: strict YAML files in datasheet units, converted once to a record in SI base units."""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+import hardware
+from perfmodel import names
+from perfmodel.errors import SpecError, UnknownFactError, UsageError
+from perfmodel.records import field_paths, to_record
+from perfmodel.strict_yaml import YamlDocument, parse_yaml, plain_scalar, read_text
+from perfmodel.units import GIGA, MEGA, MIB, TERA
+
+# Bounds catch a wrong unit: datasheet GB/s and TFLOP/s, never bytes/s and FLOP/s.
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1_000_000)]
+PositiveInt = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
+
+
+class _Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A group of numbers with where they come from."""
+
+    source: Text | None = None
+    verified: bool = False
+
+
+class MemoryGroup(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """DRAM and the last-level cache."""
+
+    type: Text | None = None
+    capacity_gb: Positive
+    bandwidth_gb_per_s: Positive
+    l2_mib: Positive | None = None
+
+
+class ComputeGroup(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Peak rates; dense unless the name says sparse, FP32 accumulation unless it says FP16."""
+
+    fp32_tflops: Positive | None = None
+    fp16_vector_tflops: Positive | None = None
+    fp16_tensor_tflops: Positive | None = None
+    fp16_tensor_sparse_tflops: Positive | None = None
+    fp16_tensor_fp16_accumulate_tflops: Positive | None = None
+    bf16_tensor_tflops: Positive | None = None
+    fp8_tensor_tflops: Positive | None = None
+    fp8_tensor_sparse_tflops: Positive | None = None
+    int8_tensor_tops: Positive | None = None
+    int8_tensor_sparse_tops: Positive | None = None
+    smem_per_sm_kib: Positive | None = None
+
+
+class InterconnectGroup(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Link between devices; both directions together, as datasheets print it."""
+
+    name: Text
+    gb_per_s: Positive
+
+
+class HardwareFile(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device file as written, in datasheet units; field by field in hardware/README.md."""
+
+    name: Text
+    aliases: tuple[Text, ...] = ()
+    vendor: Text | None = None
+    architecture: Text | None = None
+    compute_capability: Text | None = None
+    sm_count: PositiveInt | None = None
+    boost_clock_mhz: Positive | None = None
+    tdp_w: Positive | None = None
+    memory: MemoryGroup
+    compute: ComputeGroup
+    interconnect: InterconnectGroup | None = None
+    notes: Text | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareSpec:
+    """Datasheet ceilings of one device, in SI base units; None is unknown, never a guess."""
+
+    key: str  # how it was asked for: file stem, e.g. "a6000"
+    name: str
+    dram_bytes: int
+    dram_bytes_per_s: float
+    l2_bytes: int | None
+    fp16_matmul_flop_per_s: float | None  # dense, FP32 accumulation
+    fp16_sparse_flop_per_s: float | None  # 2:4 structured sparsity; drawn, never used
+    fp32_flop_per_s: float | None  # vector units
+    link_bytes_per_s: float | None  # both directions together
+    sm_count: int | None
+    boost_clock_hz: float | None
+    file: HardwareFile
+
+    @property
+    def matmul_flop_per_s(self) -> float:
+        """Peak of FP16 matrix products.
+
+        Raises: UnknownFactError if the device file leaves it open.
+        """
+        if self.fp16_matmul_flop_per_s is None:
+            raise UnknownFactError(self.key, "compute.fp16_tensor_tflops", "matrix products")
+        return self.fp16_matmul_flop_per_s
+
+    @property
+    def vector_flop_per_s(self) -> float:
+        """Peak of elementwise work in FP32.
+
+        Raises: UnknownFactError if the device file leaves it open.
+        """
+        if self.fp32_flop_per_s is None:
+            raise UnknownFactError(self.key, "compute.fp32_tflops", "elementwise operations")
+        return self.fp32_flop_per_s
+
+    @property
+    def send_bytes_per_s(self) -> float:
+        """Interconnect bandwidth in one direction.
+
+        Raises: UnknownFactError if the device file names no interconnect.
+        """
+        if self.link_bytes_per_s is None:
+            raise UnknownFactError(self.key, "interconnect.gb_per_s", "tensor parallelism")
+        return self.link_bytes_per_s / 2
+
+    @property
+    def ridge_flop_per_byte(self) -> float:
+        """Intensity at which a matrix product turns from memory-bound to compute-bound."""
+        return self.matmul_flop_per_s / self.dram_bytes_per_s
+
+
+def load_hardware(gpu: str, *, overrides: tuple[str, ...] = ()) -> HardwareSpec:
+    """Device by built-in name, alias or path of a YAML file, with `field=value` overrides.
+
+    Raises: UnknownNameError; SpecError if the file is wrong; UsageError for a wrong override.
+    """
+    path = device_path(gpu)
+    document = parse_yaml(read_text(path), source=_shown_source(path, gpu))
+    spec = to_spec(document, key=path.stem)
+    if not overrides:
+        return spec
+    for override in overrides:
+        _override(document, override)
+    try:
+        return to_spec(document, key=path.stem)
+    except SpecError as error:
+        problem = str(error).split(": ", 1)[1]
+        raise UsageError(f"--set: {problem}") from None
+
+
+def to_spec(document: YamlDocument, *, key: str) -> HardwareSpec:
+    """A parsed device file as a record in SI base units.
+
+    Raises: SpecError.
+    """
+    file = to_record(document, HardwareFile)
+    _check_sparse_peaks(document, file)
+    memory, compute, link = file.memory, file.compute, file.interconnect
+    return HardwareSpec(
+        key=key,
+        name=file.name,
+        dram_bytes=round(memory.capacity_gb * GIGA),
+        dram_bytes_per_s=memory.bandwidth_gb_per_s * GIGA,
+        l2_bytes=_scaled_int(memory.l2_mib, MIB),
+        fp16_matmul_flop_per_s=_scaled(
+            compute.fp16_tensor_tflops or compute.fp16_vector_tflops, TERA
+        ),
+        fp16_sparse_flop_per_s=_scaled(compute.fp16_tensor_sparse_tflops, TERA),
+        fp32_flop_per_s=_scaled(compute.fp32_tflops, TERA),
+        link_bytes_per_s=_scaled(link.gb_per_s if link else None, GIGA),
+        sm_count=file.sm_count,
+        boost_clock_hz=_scaled(file.boost_clock_mhz, MEGA),
+        file=file,
+    )
+
+
+@lru_cache
+def device_names() -> tuple[str, ...]:
+    """Built-in devices, the two of the SqueezeLLM paper first."""
+    stems = {path.stem for path in _folder().glob("*.yaml")}
+    first = [name for name in ("a6000", "a5000") if name in stems]
+    return (*first, *sorted(stems.difference(first)))
+
+
+def device_path(gpu: str) -> Path:
+    """File of a device given by name, alias or path.
+
+    Raises: UnknownNameError; SpecError if a path does not exist.
+    """
+    if gpu.endswith((".yaml", ".yml")) or "/" in gpu:
+        return Path(gpu)
+    exact = names.index_by_name(dict.fromkeys(device_names(), ()))
+    found = exact.get(names.normalised(gpu)) or names.resolve("device", gpu, _alias_index())
+    return _folder() / f"{found}.yaml"
+
+
+def _folder() -> Path:
+    return Path(hardware.__file__).parent
+
+
+@lru_cache
+def _alias_index() -> dict[str, str]:
+    """Aliases by a text scan of the built-in files: parsing them all would cost 0.2 s."""
+    aliases: dict[str, list[str]] = {}
+    for name in device_names():
+        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        line = re.search(r"^aliases: *\[(.*)\] *$", text, re.MULTILINE)
+        aliases[name] = [alias.strip(" \"'") for alias in line[1].split(",")] if line else []
+    return names.index_by_name(aliases)
+
+
+def _shown_source(path: Path, gpu: str) -> str:
+    return gpu if path == Path(gpu) else f"hardware/{path.name}"
+
+
+def _override(document: YamlDocument, override: str) -> None:
+    """Put `field=value` into the document, where the checks of the file see it.
+
+    Raises: UsageError if it is no `field=value` or the field does not exist.
+    """
+    name, equals, text = override.partition("=")
+    known = list(field_paths(HardwareFile))
+    if not equals or name not in known:
+        import difflib  # only needed for an error message
+
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"fields: {', '.join(known)}"
+        problem = f"no field {name!r} in a device file" if equals else "expected FIELD=VALUE"
+        raise UsageError(f"--set {override}: {problem}; {hint}")
+    group, _, leaf = name.rpartition(".")
+    target = document.value
+    if group:
+        target[group] = target.get(group) or {"name": "given by --set"}
+        target = target[group]
+    try:
+        target[leaf] = plain_scalar(text)
+    except SpecError as error:
+        raise UsageError(f"--set {override}: {error}") from None
+
+
+def _check_sparse_peaks(document: YamlDocument, file: HardwareFile) -> None:
+    """A sparse peak below its dense one means that the two were swapped or one is mistyped."""
+    values = msgspec.structs.asdict(file.compute)
+    for name, sparse in values.items():
+        dense = values.get(name.replace("_sparse", ""))
+        if "_sparse" in name and sparse and dense and sparse < dense:
+            problem = f"found {sparse:g}, expected at least the dense peak, {dense:g}"
+            raise document.error(("compute", name), problem)
+
+
+def _scaled(value: float | None, unit: float) -> float | None:
+    return None if value is None else value * unit
+
+
+def _scaled_int(value: float | None, unit: int) -> int | None:
+    return None if value is None else round(value * unit)
+
+
+def sources(file: HardwareFile) -> dict[str, dict[str, Any]]:
+    """Group -> its source and whether it was verified."""
+    groups = {"chip": file, "memory": file.memory, "compute": file.compute}
+    if file.interconnect:
+        groups["interconnect"] = file.interconnect
+    return {name: {"source": g.source, "verified": g.verified} for name, g in groups.items()}

@@ -1,0 +1,111 @@
+"""Results to the terminal or to a file; a file appears whole or not at all."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import msgspec
+
+from perfmodel.errors import OutputError, UsageError
+from perfmodel.tables import Table, as_csv, as_markdown, as_text
+
+Rendering = Literal["text", "json", "csv", "markdown", "parquet"]
+
+_BY_SUFFIX: dict[str, Rendering] = {
+    ".json": "json",
+    ".csv": "csv",
+    ".md": "markdown",
+    ".parquet": "parquet",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What a command has to say; each of the three is made only when it is asked for."""
+
+    document: Callable[[], Any]  # for JSON
+    rows: Callable[[], list[dict[str, Any]]]  # flat, for CSV
+    tables: Callable[[], list[Table]]  # for people
+
+
+def rendering_of(flag: Rendering | None, path: Path | None, default: Rendering) -> Rendering:
+    """The flag if there is one, else what the file's suffix says, else the default."""
+    if flag is not None:
+        return flag
+    return _BY_SUFFIX.get(path.suffix.lower(), default) if path else default
+
+
+def render(output: Output, rendering: Rendering) -> str:
+    """The output as text.
+
+    Raises: UsageError for a rendering that only `sweep -o FILE` has.
+    """
+    if rendering == "json":
+        return as_json(output.document())
+    if rendering == "csv":
+        return as_csv(output.rows())
+    if rendering == "markdown":
+        return as_markdown(output.tables())
+    if rendering == "parquet":
+        raise UsageError("only sweep writes Parquet; use .json, .csv or .md")
+    return as_text(output.tables())
+
+
+def as_json(document: Any) -> str:
+    """Indented JSON; unknown numbers are null."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+
+
+@contextmanager
+def text_sink(path: Path | None) -> Iterator[IO[str]]:
+    """Standard output, or a text file that replaces an older one when it is complete.
+
+    Raises: OutputError.
+    """
+    if path is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well.
+
+    Raises: OutputError if the place cannot be written.
+    """
+    import tempfile  # only where a file is written
+
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder, expected a file to write")
+        yield path  # a device such as /dev/stdout is written, not replaced
+        return
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+        )
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

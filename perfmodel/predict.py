@@ -1,0 +1,196 @@
+"""Workload x device x stack -> Prediction: time, traffic and memory, per operation and in total."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+from operator import add
+
+from perfmodel.attention import attention_ops
+from perfmodel.block import block_ops, collective_ops, outer_ops
+from perfmodel.footprint import Footprint, footprint, largest_batch, largest_context
+from perfmodel.formats import BitPolicy
+from perfmodel.hardware import HardwareSpec
+from perfmodel.ops import Op, Traffic
+from perfmodel.roofline import Bound, OpTime, compute_bound_batch, op_time
+from perfmodel.stacks import Stack
+from perfmodel.workload import Pass, Workload, first_pass
+
+OP_ORDER = (
+    "embedding",
+    "norm",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "rope",
+    "qk_matmul",
+    "softmax",
+    "pv_matmul",
+    "o_proj",
+    "residual",
+    "gate_proj",
+    "up_proj",
+    "act",
+    "down_proj",
+    "lm_head",
+    "all_reduce",
+    "all_gather",
+)
+# What a reader wants to see together; everything else is "rest".
+COMPONENTS = {
+    "linear layers": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    "lm_head": ("lm_head",),
+    "attention": ("qk_matmul", "softmax", "pv_matmul"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpPrediction:
+    """One operation of the workload, all its instances together."""
+
+    op: Op
+    time: OpTime
+    compute_bound_batch: int | None  # batch at which it turns compute-bound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What one workload takes on one device with one stack."""
+
+    hardware: HardwareSpec
+    workload: Workload
+    stack: Stack
+    ops: tuple[OpPrediction, ...]
+    time_s: float  # all passes of the workload; for generate without the prefill
+    memory: Footprint
+    prefill: "Prediction | None" = None  # of a generation's prompt
+
+    @property
+    def traffic(self) -> Traffic:
+        return sum((p.op.traffic for p in self.ops), Traffic())
+
+    @property
+    def flops(self) -> int:
+        return sum(p.op.flops for p in self.ops)
+
+    @property
+    def bytes(self) -> int:
+        return sum(p.op.bytes for p in self.ops)
+
+    @property
+    def time_per_token_s(self) -> float:
+        """Time of one step: each sequence of the batch gains one token in it."""
+        return self.time_s / self.workload.steps
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of all sequences per second; of the prompt in a prefill."""
+        tokens = self.workload.prompt if self.workload.phase == "prefill" else self.workload.steps
+        return self.workload.batch * tokens / self.time_s
+
+    @property
+    def bound(self) -> Bound:
+        """The resource that takes longest in total."""
+        return sum((p.time for p in self.ops), OpTime()).bound
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits of the blocks' linear layers over their weights."""
+        return linear_bits_per_weight(self.workload)
+
+    @property
+    def basis(self) -> str:
+        """What the numbers rest on: "datasheet", "fitted on ...", "measured on ..."."""
+        return self.stack.basis
+
+    @property
+    def largest_context(self) -> int:
+        """Tokens per sequence (cached, or of the prompt) that fit beside the weights."""
+        return largest_context(self.workload, self.hardware.dram_bytes)
+
+    @property
+    def largest_batch(self) -> int:
+        """Sequences of this length that fit beside the weights."""
+        return largest_batch(self.workload, self.hardware.dram_bytes)
+
+    @property
+    def interval_s(self) -> tuple[float, float | None]:
+        """Where a measurement may lie; a roofline is a lower bound and knows no upper end."""
+        return (self.time_s, None)
+
+    def share_of(self, names: Sequence[str]) -> float:
+        """Share of the total time that the operations of these names take."""
+        return sum(p.time.time_s for p in self.ops if p.op.name in names) / self.time_s
+
+
+def predict(workload: Workload, hw: HardwareSpec, stack: Stack) -> Prediction:
+    """Time, traffic and memory of a workload on each of its (equal) devices.
+
+    Raises: UnknownFactError if the device file leaves a needed number open.
+    """
+    timed = _timed_ops(workload, hw, stack)
+    layers_s = stack.layer_s * workload.model.layers * workload.steps
+    return Prediction(
+        hardware=hw,
+        workload=workload,
+        stack=stack,
+        ops=tuple(
+            OpPrediction(
+                op=op, time=time, compute_bound_batch=compute_bound_batch(op, workload.batch, hw)
+            )
+            for op, time in timed
+        ),
+        time_s=sum(time.time_s for _, time in timed) + layers_s,
+        memory=footprint(workload, hw.dram_bytes),
+        prefill=_prefill(workload, hw, stack),
+    )
+
+
+def linear_bits_per_weight(workload: Workload) -> float:
+    """Stored bits of the blocks' linear layers over their weights, unsharded."""
+    stored_bytes = weights = 0
+    for name, n, k, _ in workload.model.linears():
+        stored_bytes += workload.policy.format_of(name).weight_bytes(n, k)
+        weights += n * k
+    return 8 * stored_bytes / weights
+
+
+def constant_ops(step: Pass, policy: BitPolicy) -> tuple[Op, ...]:
+    """Operations of one pass that do not depend on the cache; norms inside and after together."""
+    layers = step.model.layers
+    ops: dict[str, Op] = {op.name: op * layers for op in block_ops(step, policy)}
+    for op in (*outer_ops(step, policy), *collective_ops(step)):
+        ops[op.name] = ops[op.name] + op if op.name in ops else op
+    return tuple(ops.values())
+
+
+def cache_ops(step: Pass) -> tuple[Op, ...]:
+    """Operations of one pass that read the cache: attention of all blocks."""
+    return tuple(op * step.model.layers for op in attention_ops(step))
+
+
+def _timed_ops(workload: Workload, hw: HardwareSpec, stack: Stack) -> list[tuple[Op, OpTime]]:
+    """Operations and their times over all passes; only attention differs from pass to pass."""
+    first, steps = first_pass(workload), workload.steps
+    constant = constant_ops(first, workload.policy)
+    timed = [(op * steps, op_time(op, hw, stack) * steps) for op in constant]
+    timed += _timed_cache_ops(first, steps, hw, stack)
+    return sorted(timed, key=lambda pair: OP_ORDER.index(pair[0].name))
+
+
+@lru_cache(maxsize=64)
+def _timed_cache_ops(
+    first: Pass, steps: int, hw: HardwareSpec, stack: Stack
+) -> tuple[tuple[Op, OpTime], ...]:
+    """Attention over all passes; kept, because it is the same for every weight format."""
+    passes = [cache_ops(replace(first, cached=first.cached + i)) for i in range(steps)]
+    timed = []
+    for same_op in zip(*passes, strict=True):
+        times = [op_time(op, hw, stack) for op in same_op]
+        timed.append((reduce(add, same_op), reduce(add, times)))
+    return tuple(timed)
+
+
+def _prefill(workload: Workload, hw: HardwareSpec, stack: Stack) -> Prediction | None:
+    if workload.phase != "generate" or workload.prompt == 0:
+        return None
+    return predict(replace(workload, phase="prefill", new=0), hw, stack)

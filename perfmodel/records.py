@@ -1,0 +1,90 @@
+"""Plain values from a file -> a msgspec record, with errors that say where, what and why."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import msgspec
+
+from perfmodel.errors import SpecError
+from perfmodel.strict_yaml import Path_, YamlDocument
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+_PATH_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
+
+
+def to_record(document: YamlDocument, record_type: type[Record]) -> Record:
+    """The document as a record: exact keys, exact types, bounds kept.
+
+    Raises: SpecError `file:line:col: field: found ..., expected ...`.
+    """
+    _check_keys(document, document.value, record_type, ())
+    try:
+        return msgspec.convert(document.value, record_type)
+    except msgspec.ValidationError as error:
+        raise _as_spec_error(document, str(error)) from None
+
+
+def field_paths(record_type: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
+    """Dotted names of every leaf field: name, memory.capacity_gb, ..."""
+    for name, hint in get_type_hints(record_type).items():
+        nested = _struct_in(hint)
+        if nested is None:
+            yield prefix + name
+        else:
+            yield from field_paths(nested, f"{prefix}{name}.")
+
+
+def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
+    for candidate in (hint, *get_args(hint)):
+        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
+            return candidate
+    return None
+
+
+def _check_keys(
+    document: YamlDocument, value: dict[str, Any], record_type: type[msgspec.Struct], path: Path_
+) -> None:
+    hints = get_type_hints(record_type)
+    for key in value:
+        if key not in hints:
+            raise document.error((*path, key), _unknown_key(key, list(hints)), at_key=True)
+    for info in msgspec.structs.fields(record_type):
+        if info.required and info.name not in value:
+            raise document.error(path, f"found no key {info.name}, expected it")
+    for key, item in value.items():
+        nested = _struct_in(hints[key])
+        if nested is not None and isinstance(item, dict):
+            _check_keys(document, item, nested, (*path, key))
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    import difflib  # only needed for an error message
+
+    near = difflib.get_close_matches(key, known, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of: {', '.join(known)}"
+    return f"found an unknown key; {hint}"
+
+
+def _as_spec_error(document: YamlDocument, message: str) -> SpecError:
+    """msgspec says "Expected `float` > 0.0 - at `$.memory.l2_mib`"; say it our way."""
+    problem, _, where = message.partition(" - at `$")
+    path: list[str | int] = []
+    value: Any = document.value
+    for name, index in _PATH_STEP.findall(where.rstrip("`")):
+        step: str | int = name or (int(index) if index.isdigit() else 0)
+        path.append(step)
+        value = value[step]
+    expected = problem.removeprefix("Expected ").partition(", got ")[0].replace("`", "")
+    found = "nothing (null)" if value is None else _shown(value)
+    return document.error(tuple(path), f"found {found}, expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = f'"{value}"' if isinstance(value, str) else str(value).lower()
+    return text if len(text) <= 60 else text[:57] + "..."

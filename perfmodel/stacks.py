@@ -1,0 +1,112 @@
+"""The software that runs a model: what it adds to the bare roofline."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from perfmodel import names
+from perfmodel.records import to_record
+from perfmodel.strict_yaml import YamlDocument, parse_yaml, read_text
+from perfmodel.units import MICRO
+
+STACKS = Path(__file__).parent / "stacks"
+
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Microseconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
+Multiplier = Annotated[float, msgspec.Meta(ge=1, le=100)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class EfficiencyStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Operations of at least so many bytes reach this share of the DRAM bandwidth."""
+
+    at_least_bytes: Bytes
+    share: Share
+
+
+class StackFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stack as written, times in microseconds."""
+
+    name: str
+    description: str
+    basis: str  # "datasheet", or "fitted on ...", or "measured on ..."
+    source: str
+    bandwidth_efficiency: Annotated[list[EfficiencyStep], msgspec.Meta(min_length=1)]
+    compute_efficiency: Share
+    launch_us: Microseconds
+    layer_us: Microseconds
+    kv_traffic_multiplier: Multiplier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Efficiencies and fixed costs; `ideal` is all ones and zeros."""
+
+    name: str
+    description: str
+    basis: str
+    source: str
+    bandwidth_steps: tuple[tuple[int, float], ...]  # (at least so many bytes, share), descending
+    compute_efficiency: float
+    launch_s: float  # per operation
+    layer_s: float  # per block and pass: what no operation accounts for
+    kv_traffic_multiplier: float  # a cache that is copied when it grows is read and written more
+
+    @property
+    def is_ideal(self) -> bool:
+        """Whether a prediction is the roofline itself, a lower bound on any measured time."""
+        costs = (self.launch_s, self.layer_s)
+        ones = (self.compute_efficiency, self.kv_traffic_multiplier)
+        return self.bandwidth_steps == ((0, 1.0),) and not any(costs) and ones == (1.0, 1.0)
+
+    def bandwidth_efficiency(self, op_bytes: float) -> float:
+        """Share of the DRAM bandwidth that one operation of so many bytes reaches."""
+        for at_least_bytes, share in self.bandwidth_steps:
+            if op_bytes >= at_least_bytes:
+                return share
+        return self.bandwidth_steps[-1][1]
+
+
+@lru_cache
+def stack_names() -> tuple[str, ...]:
+    """Built-in stacks."""
+    return tuple(sorted(path.stem for path in STACKS.glob("*.yaml")))
+
+
+@lru_cache
+def load_stack(stack: str) -> Stack:
+    """Stack by built-in name, or by path of a YAML file.
+
+    Raises: UnknownNameError; SpecError if the file is wrong.
+    """
+    if stack.endswith((".yaml", ".yml")) or "/" in stack:
+        return to_stack(parse_yaml(read_text(Path(stack)), source=stack))
+    found = names.resolve("stack", stack, names.index_by_name(dict.fromkeys(stack_names(), ())))
+    path = STACKS / f"{found}.yaml"
+    return to_stack(parse_yaml(read_text(path), source=f"stacks/{path.name}"))
+
+
+def to_stack(document: YamlDocument) -> Stack:
+    """A parsed stack file as a record in SI base units.
+
+    Raises: SpecError.
+    """
+    file = to_record(document, StackFile)
+    steps = sorted(((s.at_least_bytes, s.share) for s in file.bandwidth_efficiency), reverse=True)
+    if steps[-1][0] != 0:
+        problem = "found no step with at_least_bytes: 0, expected one for the smallest operations"
+        raise document.error(("bandwidth_efficiency",), problem)
+    return Stack(
+        name=file.name,
+        description=file.description,
+        basis=file.basis,
+        source=file.source,
+        bandwidth_steps=tuple(steps),
+        compute_efficiency=file.compute_efficiency,
+        launch_s=file.launch_us * MICRO,
+        layer_s=file.layer_us * MICRO,
+        kv_traffic_multiplier=file.kv_traffic_multiplier,
+    )
