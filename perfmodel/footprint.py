@@ -1,7 +1,9 @@
 """What has to be in DRAM at once: weights, KV cache, activations; and how far it can grow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from perfmodel.block import shard_shape
 from perfmodel.formats import BitPolicy
@@ -10,8 +12,7 @@ from perfmodel.workload import ELEMENT_BYTES, MAX_BATCH, MAX_TOKENS, Pass, Workl
 LOGIT_BYTES = 4  # logits are sampled in FP32
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
+class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     """Peak bytes on one device."""
 
     weights_bytes: int

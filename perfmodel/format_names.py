@@ -16,9 +16,11 @@ squeezellm-...@released          bits as SqueezeLLM's released code stores them
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+
+import msgspec
+from msgspec.structs import replace
 
 from perfmodel.errors import UsageError
 from perfmodel.formats import Codebook, Scales, Sparse, WeightFormat
@@ -62,8 +64,7 @@ EXAMPLES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Words:
+class _Words(msgspec.Struct, frozen=True, kw_only=True):
     """The words of a format name, each given once or not at all."""
 
     method: str

@@ -5,8 +5,9 @@ N = out features (rows, output channels), K = in features. Two accountings exist
 (formats whose name ends in `@paper`).
 """
 
-from dataclasses import dataclass
 from fractions import Fraction
+
+import msgspec
 
 from perfmodel.units import bytes_of_bits, ceil_div
 
@@ -25,8 +26,7 @@ POINTER_BITS = 32
 SHORT_INDEX_COLUMNS = 65_536  # columns below this fit in an unsigned 16-bit index
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Codebook:
+class Codebook(msgspec.Struct, frozen=True, kw_only=True):
     """Lookup table that a code points into; one per `rows` x `columns` weights."""
 
     entries: int
@@ -41,8 +41,7 @@ class Codebook:
         return tables * (self.entries * self.dim * self.entry_bits + self.extra_bits)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scales:
+class Scales(msgspec.Struct, frozen=True, kw_only=True):
     """Scale and zero per group of `group` weights of a row; SpQR adds statistics per block."""
 
     bits_per_group: int
@@ -56,8 +55,7 @@ class Scales:
         return n * groups * self.bits_per_group + blocks * self.bits_per_block
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sparse:
+class Sparse(msgspec.Struct, frozen=True, kw_only=True):
     """Values kept apart from the codes, as compressed sparse rows."""
 
     density: Fraction  # nonzeros / (N K)
@@ -84,8 +82,7 @@ class Sparse:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightFormat:
+class WeightFormat(msgspec.Struct, frozen=True, kw_only=True):
     """Storage of one weight matrix; its name is what the command line takes."""
 
     name: str
@@ -119,8 +116,7 @@ class WeightFormat:
         return 8 * self.weight_bytes(n, k) / (n * k)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BitPolicy:
+class BitPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Which format each tensor of a model has."""
 
     linear: WeightFormat  # the linear layers of the blocks

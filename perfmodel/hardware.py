@@ -1,7 +1,6 @@
 """Devices: strict YAML files in datasheet units, converted once to a record in SI base units."""
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,8 +76,7 @@ class HardwareFile(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True
     notes: Text | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HardwareSpec:
+class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Datasheet ceilings of one device, in SI base units; None is unknown, never a guess."""
 
     key: str  # how it was asked for: file stem, e.g. "a6000"

@@ -1,9 +1,11 @@
 """Text beside points of a log-log figure, placed so that no two labels overlap."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from math import atan2, degrees
 from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +18,7 @@ NAMES_PER_LINE = 4
 MARKER_RADIUS_PX = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
+class Label(msgspec.Struct, frozen=True, kw_only=True):
     """Names that share one point, in data coordinates."""
 
     x: float

@@ -1,6 +1,5 @@
 """Model shapes, from Hugging Face `config.json` files; the presets are such files too."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -60,8 +59,7 @@ class Linear(NamedTuple):
     bias: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelShape:
+class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a decoder-only transformer that decides bytes and FLOPs."""
 
     name: str

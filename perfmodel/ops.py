@@ -1,13 +1,13 @@
 """One operation: its FLOPs and its traffic. Plain integers, which add and scale."""
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 OpKind = Literal["gemm", "attention", "vector", "gather", "collective"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that cross the DRAM interface of one device, by what they are."""
 
     weight_bytes: int = 0
@@ -47,8 +47,7 @@ class Traffic:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Op:
+class Op(msgspec.Struct, frozen=True, kw_only=True):
     """`count` operations of one name together, on one device."""
 
     name: str

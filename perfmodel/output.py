@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -23,8 +22,7 @@ _BY_SUFFIX: dict[str, Rendering] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
+class Output(msgspec.Struct, frozen=True, kw_only=True):
     """What a command has to say; each of the three is made only when it is asked for."""
 
     document: Callable[[], Any]  # for JSON

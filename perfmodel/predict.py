@@ -1,9 +1,11 @@
 """Workload x device x stack -> Prediction: time, traffic and memory, per operation and in total."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 from operator import add
+
+import msgspec
+from msgspec.structs import replace
 
 from perfmodel.attention import attention_ops
 from perfmodel.block import block_ops, collective_ops, outer_ops
@@ -43,8 +45,7 @@ COMPONENTS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpPrediction:
+class OpPrediction(msgspec.Struct, frozen=True, kw_only=True):
     """One operation of the workload, all its instances together."""
 
     op: Op
@@ -52,8 +53,7 @@ class OpPrediction:
     compute_bound_batch: int | None  # batch at which it turns compute-bound
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     """What one workload takes on one device with one stack."""
 
     hardware: HardwareSpec

@@ -1,7 +1,8 @@
 """The one function that turns an operation into time; predict, sweep and plots all call it."""
 
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 from perfmodel.hardware import HardwareSpec
 from perfmodel.ops import Op
@@ -10,8 +11,7 @@ from perfmodel.stacks import Stack
 Bound = Literal["memory", "compute", "link", "launch"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpTime:
+class OpTime(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of one or more operations, and what each resource would take alone."""
 
     time_s: float = 0.0

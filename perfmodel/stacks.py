@@ -1,6 +1,5 @@
 """The software that runs a model: what it adds to the bare roofline."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
@@ -41,8 +40,7 @@ class StackFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     kv_traffic_multiplier: Multiplier
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stack:
+class Stack(msgspec.Struct, frozen=True, kw_only=True):
     """Efficiencies and fixed costs; `ideal` is all ones and zeros."""
 
     name: str

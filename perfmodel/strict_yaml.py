@@ -8,10 +8,10 @@ place: `file:line:col: field: found ..., expected ...`.
 
 import math
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from perfmodel.errors import SpecError
@@ -44,14 +44,13 @@ _AMBIGUOUS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class YamlDocument:
+class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
     """Plain values of a file, and where each of them stands."""
 
     source: str
     value: dict[str, Any]
-    marks: dict[Path_, Mark] = field(default_factory=dict)
-    key_marks: dict[Path_, Mark] = field(default_factory=dict)
+    marks: dict[Path_, Mark] = {}
+    key_marks: dict[Path_, Mark] = {}
 
     def error(self, path: Path_, problem: str, *, at_key: bool = False) -> SpecError:
         """SpecError `source:line:col: field: problem` for the value (or key) at `path`."""

@@ -1,10 +1,12 @@
 """Cartesian products of predictions: one flat row per configuration."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from perfmodel.errors import UsageError
 from perfmodel.footprint import growing_bytes, weights_bytes
@@ -19,8 +21,7 @@ from perfmodel.stacks import Stack
 from perfmodel.workload import Accounting, Phase, Workload, first_pass
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
+class Grid(msgspec.Struct, frozen=True, kw_only=True):
     """The axes of a sweep; every combination is one configuration."""
 
     devices: Sequence[HardwareSpec]

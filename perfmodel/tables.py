@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import IO, Any
 
 import msgspec
@@ -10,8 +9,7 @@ import msgspec
 WIDEST = 1000  # characters: a table is as wide as its cells, and never cut off
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
+class Column(msgspec.Struct, frozen=True, kw_only=True):
     """One column: the key of the raw value, its heading, and how a person reads it."""
 
     key: str
@@ -20,8 +18,7 @@ class Column:
     right: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class Table(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of raw values with headings for people; CSV holds the raw values of all keys."""
 
     head: Sequence[str] = ()

@@ -1,7 +1,8 @@
 """What is run: model x formats x phase x batch x accounting, and the forward passes it takes."""
 
-from dataclasses import dataclass
 from typing import Literal, get_args
+
+import msgspec
 
 from perfmodel.errors import UsageError
 from perfmodel.formats import BitPolicy
@@ -18,8 +19,7 @@ MAX_TOKENS = 10_000_000
 MAX_BATCH = 1_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Workload:
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """One question to the model.
 
     decode: one step with `context` tokens in the cache. prefill: `prompt` tokens from an empty
@@ -53,8 +53,7 @@ class Workload:
         return self.prompt + self.new if self.phase == "generate" else self.prompt
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pass:
+class Pass(msgspec.Struct, frozen=True, kw_only=True):
     """One forward pass on one of `tensor_parallel` devices."""
 
     model: ModelShape
