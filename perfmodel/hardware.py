@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 
 import hardware
 from perfmodel import names
@@ -80,6 +81,7 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Datasheet ceilings of one device, in SI base units; None is unknown, never a guess."""
 
     key: str  # how it was asked for: file stem, e.g. "a6000"
+    overrides: tuple[str, ...] = ()  # fields that --set replaced, "field=value"
     name: str
     dram_bytes: int
     dram_bytes_per_s: float
@@ -141,7 +143,7 @@ def load_hardware(gpu: str, *, overrides: tuple[str, ...] = ()) -> HardwareSpec:
     for override in overrides:
         _override(document, override)
     try:
-        return to_spec(document, key=path.stem)
+        return replace(to_spec(document, key=path.stem), overrides=overrides)
     except SpecError as error:
         problem = str(error).split(": ", 1)[1]
         raise UsageError(f"--set: {problem}") from None

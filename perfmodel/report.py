@@ -19,6 +19,7 @@ def predictions_json(predictions: Sequence[Prediction], baseline: Prediction) ->
     return {
         "schema": PREDICT_SCHEMA,
         "device": predictions[0].hardware.key,
+        "overrides": list(predictions[0].hardware.overrides),
         "model": workload.model.name,
         "phase": workload.phase,
         "batch": workload.batch,

@@ -93,22 +93,21 @@ def workload_line(prediction: Prediction) -> str:
 
 def _head(prediction: Prediction) -> list[str]:
     hw, stack = prediction.hardware, prediction.stack
-    used = (
-        "memory",
-        "compute",
-        *(["interconnect"] if prediction.workload.tensor_parallel > 1 else []),
-    )
-    unverified = [name for name in used if not sources(hw.file)[name]["verified"]]
-    state = f"unverified: {', '.join(unverified)}" if unverified else "verified"
+    sharded = prediction.workload.tensor_parallel > 1
+    used = ("memory", "compute", "interconnect") if sharded else ("memory", "compute")
+    doubtful = [name for name in used if not sources(hw.file)[name]["verified"]]
+    state = "verified" if not doubtful else f"not verified: {', '.join(doubtful)}"
+    if hw.overrides:
+        state = f"{state}; what if {', '.join(hw.overrides)}"
     basis = (
-        "ideal roofline from the datasheet; nothing measured runs faster than this"
+        "ideal roofline from the datasheet: nothing measured runs faster than this"
         if stack.is_ideal
         else f"stack {stack.name}, {stack.basis}"
     )
     return [
         device_line(hw),
         workload_line(prediction),
-        f"{basis}; numbers of the device {state}",
+        f"{basis} (device numbers {state})",
         "",
     ]
 

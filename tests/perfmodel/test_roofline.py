@@ -1,0 +1,120 @@
+"""Time of an operation, by hand: the toy device moves 1 TB/s and does 100 TFLOP/s."""
+
+import pytest
+from msgspec.structs import replace
+
+from perfmodel.errors import UnknownFactError
+from perfmodel.ops import Op, Traffic, gemm
+from perfmodel.roofline import compute_bound_batch, op_time
+from perfmodel.stacks import load_stack, to_stack
+from perfmodel.strict_yaml import parse_yaml
+from tests.perfmodel.toys import toy_hardware
+
+IDEAL = load_stack("ideal")
+SLOW = """\
+name: slow
+description: half the bandwidth for small operations, a launch and a copied cache
+basis: made up
+source: this test
+bandwidth_efficiency:
+  - {at_least_bytes: 0, share: 0.5}
+  - {at_least_bytes: 1000000, share: 0.8}
+compute_efficiency: 0.5
+launch_us: 3.0
+layer_us: 100.0
+kv_traffic_multiplier: 3.0
+"""
+
+
+def slow_stack():
+    return to_stack(parse_yaml(SLOW, source="slow.yaml"))
+
+
+def test_a_gemv_takes_the_time_of_its_weight_bytes():
+    op = gemm("gemv", 4096 * 4096, Traffic(weight_bytes=2 * 4096 * 4096))
+    time = op_time(op, toy_hardware(), IDEAL)
+    assert time.time_s == pytest.approx(33.554432e-6)
+    assert time.bound == "memory"
+
+
+def test_a_gemm_above_the_ridge_takes_the_time_of_its_flops():
+    op = gemm("gemm", 4096**3, Traffic(weight_bytes=2 * 4096 * 4096))
+    time = op_time(op, toy_hardware(), IDEAL)
+    assert time.time_s == pytest.approx(2 * 4096**3 / 1e14)
+    assert time.bound == "compute"
+
+
+def test_elementwise_work_runs_on_the_vector_units():
+    op = Op(name="norm", kind="vector", flops=10**9, traffic=Traffic(read_bytes=8))
+    assert op_time(op, toy_hardware(), IDEAL).time_s == pytest.approx(1e-4)
+
+
+def test_a_collective_takes_the_time_of_its_link_in_one_direction():
+    op = Op(name="all_reduce", kind="collective", flops=0, traffic=Traffic(), send_bytes=10**9)
+    time = op_time(op, toy_hardware(), IDEAL)
+    assert time.time_s == pytest.approx(0.01)
+    assert time.bound == "link"
+
+
+def test_an_unknown_peak_is_asked_for_and_not_guessed():
+    hw = toy_hardware(fp16_matmul_flop_per_s=None)
+    with pytest.raises(UnknownFactError, match=r"compute\.fp16_tensor_tflops is unknown"):
+        op_time(gemm("g", 1, Traffic()), hw, IDEAL)
+
+
+def test_a_missing_link_is_asked_for_by_name():
+    op = Op(name="all_reduce", kind="collective", flops=0, traffic=Traffic(), send_bytes=1)
+    with pytest.raises(UnknownFactError, match=r"interconnect\.gb_per_s is unknown"):
+        op_time(op, toy_hardware(link_bytes_per_s=None), IDEAL)
+
+
+def test_a_stack_slows_small_operations_more_and_adds_launches():
+    stack = slow_stack()
+    small = gemm("g", 1, Traffic(weight_bytes=500_000)) * 2
+    large = gemm("g", 1, Traffic(weight_bytes=2_000_000))
+    assert op_time(small, toy_hardware(), stack).time_s == pytest.approx(2e-6 + 6e-6)
+    assert op_time(large, toy_hardware(), stack).time_s == pytest.approx(2.5e-6 + 3e-6)
+
+
+def test_a_stack_multiplies_the_traffic_of_the_cache():
+    op = gemm("qk", 1, Traffic(kv_read_bytes=400_000), kind="attention")
+    assert op_time(op, toy_hardware(), slow_stack()).memory_s == pytest.approx(1.2e-6 / 0.8)
+
+
+def test_a_stack_divides_the_peak():
+    op = gemm("g", 10**12, Traffic(weight_bytes=8))
+    assert op_time(op, toy_hardware(), slow_stack()).compute_s == pytest.approx(0.04)
+
+
+def test_only_the_ideal_stack_is_ideal():
+    assert IDEAL.is_ideal
+    assert not slow_stack().is_ideal
+
+
+def test_the_batch_that_turns_compute_bound_is_the_first_one():
+    hw = toy_hardware()
+
+    def projection(batch):
+        io = Traffic(weight_bytes=2 * 1000**2, read_bytes=2000 * batch, write_bytes=2000 * batch)
+        return gemm("p", batch * 1000**2, io)
+
+    turning = compute_bound_batch(projection(1), 1, hw)
+    assert turning == compute_bound_batch(projection(7), 7, hw) == 125
+    assert op_time(projection(turning - 1), hw, IDEAL).bound == "memory"
+    time = op_time(projection(turning), hw, IDEAL)
+    assert time.compute_s >= time.memory_s * (1 - 1e-12)
+
+
+def test_attention_never_turns_compute_bound_by_batch():
+    op = gemm("qk", 1000, Traffic(kv_read_bytes=2000), kind="attention")
+    assert compute_bound_batch(op, 1, toy_hardware()) is None
+
+
+def test_times_add_and_scale():
+    time = op_time(gemm("g", 10, Traffic(weight_bytes=10**6)), toy_hardware(), IDEAL)
+    assert (time + time).time_s == (time * 2).time_s == pytest.approx(2e-6)
+
+
+def test_ridge_is_peak_over_bandwidth():
+    assert toy_hardware().ridge_flop_per_byte == pytest.approx(100)
+    assert replace(toy_hardware(), dram_bytes_per_s=2e12).ridge_flop_per_byte == pytest.approx(50)
