@@ -15,7 +15,7 @@ from perfmodel.formats import BitPolicy, WeightFormat
 from perfmodel.hardware import device_names, load_hardware
 from perfmodel.models import load_model, model_names
 from perfmodel.output import Output, render, rendering_of, text_sink, whole_file
-from perfmodel.predict import OP_ORDER, Prediction, predict
+from perfmodel.prediction import OP_ORDER, Prediction, predict
 from perfmodel.report import op_rows, predictions_json, summary_row
 from perfmodel.stacks import load_stack, stack_names
 from perfmodel.tables import Table, write_csv

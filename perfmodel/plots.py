@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfmodel.errors import UsageError
 from perfmodel.labels import Label, label_line, place_labels
-from perfmodel.predict import COMPONENTS, OpPrediction, Prediction
+from perfmodel.prediction import COMPONENTS, OpPrediction, Prediction
 from perfmodel.units import GIGA, si, significant
 from perfmodel.views import device_line, workload_line
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perfmodel.footprint import Footprint
-from perfmodel.predict import OpPrediction, Prediction
+from perfmodel.prediction import OpPrediction, Prediction
 
 PREDICT_SCHEMA = "perfmodel.predict/1"
 

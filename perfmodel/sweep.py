@@ -15,7 +15,7 @@ from perfmodel.hardware import HardwareSpec
 from perfmodel.models import ModelShape
 from perfmodel.ops import Op
 from perfmodel.output import whole_file
-from perfmodel.predict import cache_ops, constant_ops, linear_bits_per_weight
+from perfmodel.prediction import cache_ops, constant_ops, linear_bits_per_weight
 from perfmodel.roofline import OpTime, op_time
 from perfmodel.stacks import Stack
 from perfmodel.workload import Accounting, Phase, Workload, first_pass

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perfmodel.hardware import HardwareSpec, sources
-from perfmodel.predict import COMPONENTS, Prediction
+from perfmodel.prediction import COMPONENTS, Prediction
 from perfmodel.report import op_rows, summary_row
 from perfmodel.tables import Column, Table
 from perfmodel.units import GIGA, MEGA, MILLI, duration, si, significant

@@ -5,7 +5,7 @@ import pytest
 from perfmodel.format_names import parse_format
 from perfmodel.hardware import load_hardware
 from perfmodel.models import load_model
-from perfmodel.predict import linear_bits_per_weight
+from perfmodel.prediction import linear_bits_per_weight
 from perfmodel.units import GIB
 from perfmodel.workload import Workload
 from tests.perfmodel.published import rows

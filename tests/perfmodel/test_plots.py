@@ -10,7 +10,7 @@ from perfmodel import plots
 from perfmodel.cli import main
 from perfmodel.hardware import load_hardware
 from perfmodel.models import load_model
-from perfmodel.predict import Prediction
+from perfmodel.prediction import Prediction
 from perfmodel.workload import Workload
 from tests.perfmodel.toys import ideal, policy
 

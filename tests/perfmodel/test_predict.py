@@ -7,7 +7,7 @@ from perfmodel.errors import UsageError
 from perfmodel.footprint import footprint, largest_batch, largest_context
 from perfmodel.hardware import device_names, load_hardware
 from perfmodel.models import load_model, model_names
-from perfmodel.predict import predict
+from perfmodel.prediction import predict
 from perfmodel.stacks import load_stack
 from perfmodel.sweep import Grid, sweep
 from perfmodel.workload import Workload

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from perfmodel.format_names import EXAMPLES
 from perfmodel.hardware import device_names, load_hardware
 from perfmodel.models import load_model, model_names
-from perfmodel.predict import COMPONENTS
+from perfmodel.prediction import COMPONENTS
 from perfmodel.workload import ACCOUNTINGS, Workload
 from tests.perfmodel.toys import ideal, policy
 

@@ -6,7 +6,7 @@ from perfmodel.format_names import parse_format
 from perfmodel.formats import BitPolicy
 from perfmodel.hardware import HardwareSpec, load_hardware
 from perfmodel.models import ModelShape
-from perfmodel.predict import Prediction, predict
+from perfmodel.prediction import Prediction, predict
 from perfmodel.stacks import load_stack
 from perfmodel.workload import Workload
 
