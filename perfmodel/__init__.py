@@ -20,6 +20,8 @@ from perfmodel.prediction import Prediction, predict
 from perfmodel.stacks import Stack, load_stack
 from perfmodel.workload import Workload
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BitPolicy",
     "HardwareSpec",

@@ -1,17 +1,18 @@
 """`python -m perfmodel`: arguments in, one command, output where it was asked for."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from perfmodel import commands
-from perfmodel.errors import USAGE_EXIT, PerfmodelError
+from perfmodel import __version__, commands
+from perfmodel.errors import USAGE_EXIT, PerfmodelError, one_line
+from perfmodel.output import discard_output
 from perfmodel.workload import ACCOUNTINGS, PHASES
 
 INTERRUPTED_EXIT = 130
+MAX_DIGITS = 18
 
 _EXAMPLES = """\
 examples:
@@ -61,7 +62,8 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(**kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_EXIT, f"{self.prog}: error: {message}{self._hint(message)}\n")
+        line = one_line(f"{self.prog}: error: {message}{self._hint(message)}")
+        self.exit(USAGE_EXIT, f"{line}\n")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Unknown options are reported by the sub-command that got them, which knows its own."""
@@ -91,13 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = build_parser().parse_args(argv)
         commands.run(args)
     except PerfmodelError as error:
-        print(f"perfmodel: error: {error}", file=sys.stderr)
+        print(one_line(f"perfmodel: error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("perfmodel: interrupted; nothing was written", file=sys.stderr)
+        print("perfmodel: interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT
     except BrokenPipeError:  # the reader, `head` for example, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
     return 0
 
 
@@ -108,6 +110,7 @@ def build_parser() -> OneLineParser:
         description="Predict from a datasheet how fast a GPU runs a LLaMA at any weight bit width.",
         epilog=_EXAMPLES,
     )
+    parser.add_argument("--version", action="version", version=f"memwall {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_predict(subparsers)
     _add_sweep(subparsers)
@@ -269,17 +272,23 @@ def _output_options(parser: OneLineParser) -> None:
 
 
 def _size(text: str) -> int:
-    """An integer from 0 on, written in digits."""
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 0 on")
-    return int(text[:20])
+    return _whole_number(text, least=0)
 
 
 def _count(text: str) -> int:
-    value = _size(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("found 0, expected a whole number from 1 on")
-    return value
+    return _whole_number(text, least=1)
+
+
+def _whole_number(text: str, *, least: int) -> int:
+    """An integer written in digits; its upper bound is checked where its meaning is known."""
+    digits = text.isascii() and text.isdigit()
+    if digits and len(text) > MAX_DIGITS:
+        problem = f"found {len(text)} digits, expected at most {MAX_DIGITS}"
+        raise argparse.ArgumentTypeError(problem)
+    if not digits or int(text) < least:
+        found = text if digits else repr(text)
+        raise argparse.ArgumentTypeError(f"found {found}, expected a whole number from {least} on")
+    return int(text)
 
 
 def _sizes(text: str) -> list[int]:

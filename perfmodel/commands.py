@@ -12,12 +12,12 @@ from perfmodel import views
 from perfmodel.errors import UsageError
 from perfmodel.format_names import EXAMPLES, bits_format, parse_format
 from perfmodel.formats import BitPolicy, WeightFormat
-from perfmodel.hardware import device_names, load_hardware
-from perfmodel.models import load_model, model_names
+from perfmodel.hardware import device_names, load_hardware, read_device
+from perfmodel.models import load_model, model_names, read_model
 from perfmodel.output import Output, render, rendering_of, text_sink, whole_file
 from perfmodel.prediction import OP_ORDER, Prediction, predict
 from perfmodel.report import op_rows, predictions_json, summary_row
-from perfmodel.stacks import load_stack, stack_names
+from perfmodel.stacks import load_stack, read_stack, stack_names
 from perfmodel.tables import Table, write_csv
 from perfmodel.workload import Workload
 
@@ -39,9 +39,9 @@ def run(args: argparse.Namespace) -> None:
     """
     output = args.function(args)
     if isinstance(output, Output):
-        text = render(output, rendering_of(args.rendering, args.output, "text"))
+        rendering = rendering_of(args.rendering, args.output, "text")
         with text_sink(args.output) as stream:
-            stream.write(text)
+            stream.write(render(output, rendering))
 
 
 def cmd_predict(args: argparse.Namespace) -> Output:
@@ -146,17 +146,15 @@ def cmd_check(args: argparse.Namespace) -> Output:
     """Load every file named; the first that is wrong raises."""
     from perfmodel import catalogue
 
-    loaders: dict[str, Callable[[str], Any]] = {
-        "device": load_hardware,
-        "model": load_model,
-        "stack": load_stack,
+    readers: dict[str, Callable[[str], Any]] = {
+        "device": lambda file: read_device(Path(file), source=file),
+        "model": lambda file: read_model(Path(file)),
+        "stack": lambda file: read_stack(Path(file), source=file),
     }
     rows = []
     for file in args.files:
         kind = args.kind or ("model" if Path(file).suffix == ".json" else "device")
-        path = Path(file)
-        name = loaders[kind](file if path.is_absolute() else f"./{file}").name
-        rows.append({"file": file, "kind": kind, "name": name, "ok": True})
+        rows.append({"file": file, "kind": kind, "name": readers[kind](file).name, "ok": True})
     return catalogue.checked(rows)
 
 
@@ -190,6 +188,8 @@ def _policies(args: argparse.Namespace, default_weights: str) -> list[BitPolicy]
         names = default_weights if args.weights is None else args.weights
         chosen = [parse_format(name) for name in _split(names, "--weights")]
     overrides = tuple(_tensor_override(text) for text in args.tensor)
+    if len({name for name, _ in overrides}) < len(overrides):
+        raise UsageError(f"--tensor: found one tensor twice in {', '.join(args.tensor)}")
     lm_head, embedding = parse_format(args.lm_head), parse_format(args.embedding)
     return [
         BitPolicy(linear=linear, lm_head=lm_head, embedding=embedding, overrides=overrides)

@@ -50,3 +50,10 @@ class SpecError(PerfmodelError):
 
 class OutputError(PerfmodelError):
     """A result cannot be written where it was asked for."""
+
+
+def one_line(message: str) -> str:
+    """The message with line breaks and other unprintable characters written as escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in message
+    )

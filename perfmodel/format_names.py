@@ -29,6 +29,7 @@ K_MULTIPLE = 128  # codes per 128-bit load of each 3-bit word plane; rows are pa
 DENSEST_ROWS = 10  # SqueezeLLM, section 4.3: "10 densest rows"
 NONZEROS_PER_THREAD = 10  # SqueezeLLM, ICML 2024, appendix C: balanced kernel
 MAX_IDEAL_BITS = 32
+MAX_NAME_CHARS = 64
 
 _TOKEN = re.compile(
     r"w(?P<bits>[0-9]+(\.[0-9]+)?)|g(?P<group>[0-9]+)|s(?P<sparsity>[0-9]+(\.[0-9]+)?)"
@@ -84,6 +85,8 @@ def parse_format(text: str) -> WeightFormat:
     Raises: UsageError saying which word is wrong and what was expected.
     """
     name = text.strip().lower()
+    if len(name) > MAX_NAME_CHARS:
+        raise UsageError(f"weight format of {len(name)} characters, expected at most 64")
     base, at, accounting = name.partition("@")
     words = _words(name, base)
     _check(name, words)
@@ -98,7 +101,10 @@ def bits_format(bits: str) -> WeightFormat:
 
     Raises: UsageError.
     """
-    return parse_format("fp16" if bits.strip() in ("16", "fp16") else f"w{bits.strip()}")
+    number = bits.strip()
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", number):
+        raise UsageError(f"--bits: found {number!r}, expected a number such as 4 or 3.5")
+    return parse_format("fp16" if number == "16" else f"w{number}")
 
 
 def _words(name: str, base: str) -> _Words:

@@ -12,11 +12,11 @@ import hardware
 from perfmodel import names
 from perfmodel.errors import SpecError, UnknownFactError, UsageError
 from perfmodel.records import field_paths, to_record
-from perfmodel.strict_yaml import YamlDocument, parse_yaml, plain_scalar, read_text
+from perfmodel.strict_yaml import Document, parse_yaml, plain_scalar, read_text
 from perfmodel.units import GIGA, MEGA, MIB, TERA
 
 # Bounds catch a wrong unit: datasheet GB/s and TFLOP/s, never bytes/s and FLOP/s.
-Positive = Annotated[float, msgspec.Meta(gt=0, le=1_000_000)]
+Positive = Annotated[float, msgspec.Meta(ge=0.001, le=1_000_000)]
 PositiveInt = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 
@@ -136,20 +136,28 @@ def load_hardware(gpu: str, *, overrides: tuple[str, ...] = ()) -> HardwareSpec:
     Raises: UnknownNameError; SpecError if the file is wrong; UsageError for a wrong override.
     """
     path = device_path(gpu)
-    document = parse_yaml(read_text(path), source=_shown_source(path, gpu))
+    return read_device(path, source=_shown_source(path, gpu), overrides=overrides)
+
+
+def read_device(path: Path, *, source: str, overrides: tuple[str, ...] = ()) -> HardwareSpec:
+    """Device from a file; `source` is what errors call it.
+
+    Raises: SpecError if the file is wrong; UsageError for a wrong override.
+    """
+    document = parse_yaml(read_text(path), source=source)
     spec = to_spec(document, key=path.stem)
     if not overrides:
         return spec
+    changed = Document(source="--set", value=document.value)  # without places in the file
     for override in overrides:
-        _override(document, override)
+        _override(changed, override)
     try:
-        return replace(to_spec(document, key=path.stem), overrides=overrides)
+        return replace(to_spec(changed, key=path.stem), overrides=overrides)
     except SpecError as error:
-        problem = str(error).split(": ", 1)[1]
-        raise UsageError(f"--set: {problem}") from None
+        raise UsageError(str(error)) from None
 
 
-def to_spec(document: YamlDocument, *, key: str) -> HardwareSpec:
+def to_spec(document: Document, *, key: str) -> HardwareSpec:
     """A parsed device file as a record in SI base units.
 
     Raises: SpecError.
@@ -206,7 +214,8 @@ def _alias_index() -> dict[str, str]:
     for name in device_names():
         text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
         line = re.search(r"^aliases: *\[(.*)\] *$", text, re.MULTILINE)
-        aliases[name] = [alias.strip(" \"'") for alias in line[1].split(",")] if line else []
+        listed = line[1].split(",") if line and line[1].strip() else []
+        aliases[name] = [alias.strip(" \"'") for alias in listed]
     return names.index_by_name(aliases)
 
 
@@ -214,20 +223,15 @@ def _shown_source(path: Path, gpu: str) -> str:
     return gpu if path == Path(gpu) else f"hardware/{path.name}"
 
 
-def _override(document: YamlDocument, override: str) -> None:
+def _override(document: Document, override: str) -> None:
     """Put `field=value` into the document, where the checks of the file see it.
 
     Raises: UsageError if it is no `field=value` or the field does not exist.
     """
     name, equals, text = override.partition("=")
-    known = list(field_paths(HardwareFile))
-    if not equals or name not in known:
-        import difflib  # only needed for an error message
-
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"fields: {', '.join(known)}"
-        problem = f"no field {name!r} in a device file" if equals else "expected FIELD=VALUE"
-        raise UsageError(f"--set {override}: {problem}; {hint}")
+    if not equals:
+        raise UsageError(f"--set {override}: expected FIELD=VALUE")
+    _check_field(name, override)
     group, _, leaf = name.rpartition(".")
     target = document.value
     if group:
@@ -239,7 +243,18 @@ def _override(document: YamlDocument, override: str) -> None:
         raise UsageError(f"--set {override}: {error}") from None
 
 
-def _check_sparse_peaks(document: YamlDocument, file: HardwareFile) -> None:
+def _check_field(name: str, override: str) -> None:
+    known = list(field_paths(HardwareFile))
+    if name in known:
+        return
+    import difflib  # only needed for an error message
+
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"fields: {', '.join(known)}"
+    raise UsageError(f"--set {override}: no field {name!r} in a device file; {hint}")
+
+
+def _check_sparse_peaks(document: Document, file: HardwareFile) -> None:
     """A sparse peak below its dense one means that the two were swapped or one is mistyped."""
     values = msgspec.structs.asdict(file.compute)
     for name, sparse in values.items():

@@ -8,7 +8,8 @@ import msgspec
 
 from perfmodel import names
 from perfmodel.errors import SpecError, UsageError
-from perfmodel.strict_yaml import read_text
+from perfmodel.records import to_record
+from perfmodel.strict_yaml import Document, read_text
 
 PRESETS = Path(__file__).parent / "presets"
 MAX_CONFIG_BYTES = 1024 * 1024
@@ -132,14 +133,21 @@ def load_model(model: str) -> ModelShape:
 
     Raises: UnknownNameError; SpecError if the file is wrong or the architecture unsupported.
     """
-    path = Path(model)
-    if model.endswith(".json") or path.is_dir():
-        path = path / "config.json" if path.is_dir() else path
-        name = path.parent.resolve().name if path.stem == "config" else path.stem
-        return _shape(_read_config(path), name=name, source=str(path))
+    if model.endswith(".json") or (model and _is_folder(model)):
+        return read_model(Path(model))
     index = names.index_by_name(dict.fromkeys(model_names(), ()))
     found = index.get(names.normalised(model)) or names.resolve("model", model, _alias_index())
     return _preset(found)
+
+
+def read_model(path: Path) -> ModelShape:
+    """Model from a `config.json`, or from the folder that holds it and gives it its name.
+
+    Raises: SpecError if the file is wrong or the architecture unsupported.
+    """
+    path = path / "config.json" if path.is_dir() else path
+    name = path.parent.resolve().name if path.stem == "config" else path.stem
+    return _shape(_read_config(path), name=name, source=str(path))
 
 
 @lru_cache
@@ -173,27 +181,27 @@ def _preset(name: str) -> ModelShape:
     )
 
 
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a NUL in it
+        return False
+
+
 def _read_config(path: Path) -> HfConfig:
     text = read_text(path, max_bytes=MAX_CONFIG_BYTES)
     try:
-        raw: dict[str, Any] = msgspec.json.decode(text, type=dict)
-        _refuse_unsupported(path, raw.get("architectures"), raw.get("model_type"))
-        return msgspec.convert(raw, HfConfig)
-    except msgspec.ValidationError as error:
-        raise SpecError(f"{path}: {_plain(str(error))}") from None
+        raw: Any = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise SpecError(
             f"{path}: found no valid JSON ({problem}), expected a config.json"
         ) from None
-
-
-def _plain(message: str) -> str:
-    """ "Expected `int` - at `$.vocab_size`" -> "vocab_size: expected int"."""
-    problem, _, where = message.partition(" - at `$")
-    problem = problem.replace("`", "").replace("Expected", "expected").replace("Object", "config")
-    field = where.rstrip("`").lstrip(".")
-    return f"{field}: {problem}" if field else problem
+    if not isinstance(raw, dict):
+        found = "a list" if isinstance(raw, list) else "a bare value"
+        raise SpecError(f"{path}: found {found}, expected the object of a config.json")
+    _refuse_unsupported(path, raw.get("architectures"), raw.get("model_type"))
+    return to_record(Document(source=str(path), value=raw), HfConfig)
 
 
 def _refuse_unsupported(path: Path, architectures: Any, model_type: Any) -> None:
@@ -204,6 +212,9 @@ def _refuse_unsupported(path: Path, architectures: Any, model_type: Any) -> None
     if not isinstance(architectures, list) or len(architectures) != 1:
         found = f"{architectures!r}" if architectures else f"none (model_type {model_type!r})"
         raise SpecError(f"{path}: architectures: found {found}, expected exactly one name")
+    if not isinstance(architectures[0], str):
+        found = f"{architectures[0]!r}"
+        raise SpecError(f"{path}: architectures: found {found}, expected a name")
     if architectures[0] not in _FAMILIES:
         raise SpecError(
             f"{path}: architectures: found {architectures[0]}, which is not supported; "

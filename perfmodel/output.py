@@ -65,11 +65,22 @@ def text_sink(path: Path | None) -> Iterator[IO[str]]:
     Raises: OutputError.
     """
     if path is None:
-        yield sys.stdout
-        sys.stdout.flush()
+        try:
+            yield sys.stdout
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            discard_output()  # or Python would try it again when it ends
+            raise OutputError(f"standard output: cannot be written: {error.strerror}") from None
         return
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
         yield stream
+
+
+def discard_output() -> None:
+    """Let whatever is still buffered for standard output go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -80,27 +91,32 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     import tempfile  # only where a file is written
 
-    if path.exists() and not path.is_file():
+    with _writing(str(path)):
         if path.is_dir():
             raise OutputError(f"{path}: is a folder, expected a file to write")
-        yield path  # a device such as /dev/stdout is written, not replaced
-        return
-    try:
+        if path.exists() and not path.is_file():
+            yield path  # a device such as /dev/stdout is written, not replaced
+            return
         handle, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix
+            dir=path.parent, prefix=f".{path.stem}-"[:40], suffix=path.suffix
         )
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    """Name what could not be written."""
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+        yield
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{name}: cannot be written: {error.strerror}") from None
 
 
 def _umask() -> int:

@@ -1,8 +1,7 @@
 """Workload x device x stack -> Prediction: time, traffic and memory, per operation and in total."""
 
 from collections.abc import Sequence
-from functools import lru_cache, reduce
-from operator import add
+from functools import lru_cache
 
 import msgspec
 from msgspec.structs import replace
@@ -182,12 +181,13 @@ def _timed_cache_ops(
     first: Pass, steps: int, hw: HardwareSpec, stack: Stack
 ) -> tuple[tuple[Op, OpTime], ...]:
     """Attention over all passes; kept, because it is the same for every weight format."""
-    passes = [cache_ops(replace(first, cached=first.cached + i)) for i in range(steps)]
-    timed = []
-    for same_op in zip(*passes, strict=True):
-        times = [op_time(op, hw, stack) for op in same_op]
-        timed.append((reduce(add, same_op), reduce(add, times)))
-    return tuple(timed)
+    total: list[tuple[Op, OpTime]] = []
+    for i in range(steps):
+        ops = cache_ops(replace(first, cached=first.cached + i))
+        now = [(op, op_time(op, hw, stack)) for op in ops]
+        pairs = zip(total, now, strict=True) if total else ()
+        total = [(a + op, b + time) for (a, b), (op, time) in pairs] or now
+    return tuple(total)
 
 
 def _prefill(workload: Workload, hw: HardwareSpec, stack: Stack) -> Prediction | None:

@@ -7,14 +7,22 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from perfmodel.errors import SpecError
-from perfmodel.strict_yaml import Path_, YamlDocument
+from perfmodel.strict_yaml import Document, Path_
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
+_WORDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+}
 _PATH_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 
-def to_record(document: YamlDocument, record_type: type[Record]) -> Record:
+def to_record(document: Document, record_type: type[Record]) -> Record:
     """The document as a record: exact keys, exact types, bounds kept.
 
     Raises: SpecError `file:line:col: field: found ..., expected ...`.
@@ -37,26 +45,37 @@ def field_paths(record_type: type[msgspec.Struct], prefix: str = "") -> Iterator
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
-    for candidate in (hint, *get_args(hint)):
-        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
-            return candidate
-    return None
+    """The struct that a type hint is, or holds: S, S | None, list[S], Annotated[...]."""
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return hint
+    found = (_struct_in(argument) for argument in get_args(hint))
+    return next((struct for struct in found if struct is not None), None)
 
 
 def _check_keys(
-    document: YamlDocument, value: dict[str, Any], record_type: type[msgspec.Struct], path: Path_
+    document: Document, value: dict[str, Any], record_type: type[msgspec.Struct], path: Path_
 ) -> None:
-    hints = get_type_hints(record_type)
+    hints = get_type_hints(record_type, include_extras=True)
+    strict = record_type.__struct_config__.forbid_unknown_fields
     for key in value:
-        if key not in hints:
+        if strict and key not in hints:
             raise document.error((*path, key), _unknown_key(key, list(hints)), at_key=True)
     for info in msgspec.structs.fields(record_type):
         if info.required and info.name not in value:
             raise document.error(path, f"found no key {info.name}, expected it")
     for key, item in value.items():
-        nested = _struct_in(hints[key])
-        if nested is not None and isinstance(item, dict):
-            _check_keys(document, item, nested, (*path, key))
+        if key in hints:
+            _check_nested(document, item, _struct_in(hints[key]), (*path, key))
+
+
+def _check_nested(
+    document: Document, item: Any, record_type: type[msgspec.Struct] | None, path: Path_
+) -> None:
+    if record_type is not None and isinstance(item, dict):
+        _check_keys(document, item, record_type, path)
+    elif record_type is not None and isinstance(item, list):
+        for index, element in enumerate(item):
+            _check_nested(document, element, record_type, (*path, index))
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
@@ -67,7 +86,7 @@ def _unknown_key(key: str, known: list[str]) -> str:
     return f"found an unknown key; {hint}"
 
 
-def _as_spec_error(document: YamlDocument, message: str) -> SpecError:
+def _as_spec_error(document: Document, message: str) -> SpecError:
     """msgspec says "Expected `float` > 0.0 - at `$.memory.l2_mib`"; say it our way."""
     problem, _, where = message.partition(" - at `$")
     path: list[str | int] = []
@@ -76,9 +95,16 @@ def _as_spec_error(document: YamlDocument, message: str) -> SpecError:
         step: str | int = name or (int(index) if index.isdigit() else 0)
         path.append(step)
         value = value[step]
-    expected = problem.removeprefix("Expected ").partition(", got ")[0].replace("`", "")
+    expected = problem.removeprefix("Expected ").partition(", got ")[0]
     found = "nothing (null)" if value is None else _shown(value)
-    return document.error(tuple(path), f"found {found}, expected {expected}")
+    return document.error(tuple(path), f"found {found}, expected {_in_words(expected)}")
+
+
+def _in_words(expected: str) -> str:
+    """msgspec's "`float | null`" or "`int` >= 1" in the words of a person who edits a file."""
+    for name, word in _WORDS.items():
+        expected = re.sub(rf"\b{name}\b", word, expected)
+    return expected.replace("`", "").replace(" | null", " or null").replace(".0", "")
 
 
 def _shown(value: Any) -> str:

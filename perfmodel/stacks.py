@@ -8,12 +8,12 @@ import msgspec
 
 from perfmodel import names
 from perfmodel.records import to_record
-from perfmodel.strict_yaml import YamlDocument, parse_yaml, read_text
+from perfmodel.strict_yaml import Document, parse_yaml, read_text
 from perfmodel.units import MICRO
 
 STACKS = Path(__file__).parent / "stacks"
 
-Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Share = Annotated[float, msgspec.Meta(ge=0.001, le=1)]
 Microseconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 Multiplier = Annotated[float, msgspec.Meta(ge=1, le=100)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
@@ -81,22 +81,27 @@ def load_stack(stack: str) -> Stack:
     Raises: UnknownNameError; SpecError if the file is wrong.
     """
     if stack.endswith((".yaml", ".yml")) or "/" in stack:
-        return to_stack(parse_yaml(read_text(Path(stack)), source=stack))
+        return read_stack(Path(stack), source=stack)
     found = names.resolve("stack", stack, names.index_by_name(dict.fromkeys(stack_names(), ())))
-    path = STACKS / f"{found}.yaml"
-    return to_stack(parse_yaml(read_text(path), source=f"stacks/{path.name}"))
+    return read_stack(STACKS / f"{found}.yaml", source=f"stacks/{found}.yaml")
 
 
-def to_stack(document: YamlDocument) -> Stack:
+def read_stack(path: Path, *, source: str) -> Stack:
+    """Stack from a file; `source` is what errors call it.
+
+    Raises: SpecError if the file is wrong.
+    """
+    return to_stack(parse_yaml(read_text(path), source=source))
+
+
+def to_stack(document: Document) -> Stack:
     """A parsed stack file as a record in SI base units.
 
     Raises: SpecError.
     """
     file = to_record(document, StackFile)
+    _check_steps(document, file)
     steps = sorted(((s.at_least_bytes, s.share) for s in file.bandwidth_efficiency), reverse=True)
-    if steps[-1][0] != 0:
-        problem = "found no step with at_least_bytes: 0, expected one for the smallest operations"
-        raise document.error(("bandwidth_efficiency",), problem)
     return Stack(
         name=file.name,
         description=file.description,
@@ -108,3 +113,16 @@ def to_stack(document: YamlDocument) -> Stack:
         layer_s=file.layer_us * MICRO,
         kv_traffic_multiplier=file.kv_traffic_multiplier,
     )
+
+
+def _check_steps(document: Document, file: StackFile) -> None:
+    """Raises: SpecError unless every size is named once, and 0 is one of them."""
+    seen: set[int] = set()
+    for index, step in enumerate(file.bandwidth_efficiency):
+        if step.at_least_bytes in seen:
+            place = ("bandwidth_efficiency", index, "at_least_bytes")
+            raise document.error(place, f"found {step.at_least_bytes} twice, expected it once")
+        seen.add(step.at_least_bytes)
+    if 0 not in seen:
+        problem = "found no step with at_least_bytes: 0, expected one for the smallest operations"
+        raise document.error(("bandwidth_efficiency",), problem)

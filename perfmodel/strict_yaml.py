@@ -9,7 +9,7 @@ place: `file:line:col: field: found ..., expected ...`.
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import yaml
@@ -24,28 +24,24 @@ Path_ = tuple[str | int, ...]
 Mark = tuple[int, int]
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
-_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+]?[0-9]+)?")
+_FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+([eE][-+][0-9]+)?")
 _WORDS = {"": None, "null": None, "~": None, "true": True, "false": False}
+_NUMBER_IN_YAML_1_2 = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+|0x[0-9a-fA-F]+"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+# What readers of YAML 1.1 or 1.2 take for something else than text, and what to write instead.
 _AMBIGUOUS = (
-    (
-        re.compile(r"y|n|yes|no|on|off|null|true|false", re.IGNORECASE),
-        "true, false, null or quotes",
-    ),
-    (re.compile(r"[-+]?0[0-9_]+|[-+]?0[xob]\w+", re.IGNORECASE), "a decimal number or quotes"),
-    (re.compile(r"[-+]?[0-9_]+(:[0-9_.]+)+"), "a decimal number or quotes"),
-    (re.compile(r"[-+]?[0-9_.]+[eE][-+]?[0-9]+"), "a number such as 1.0e3 or 1000"),
-    (
-        re.compile(r"[-+]?[0-9]+_[0-9_.]*|[-+]?\.[0-9]+|[-+]?[0-9]+\."),
-        "a number such as 1000 or 0.5",
-    ),
+    (re.compile(r"y|n|yes|no|on|off|null|true|false", re.I), "true, false, null or quotes"),
+    (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"), "quotes around a date"),
     (re.compile(r"[-+]?\.(inf|nan)", re.IGNORECASE), "a finite number"),
-    (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*"), "quotes around a date"),
-    (re.compile(r"=|<<"), "quotes around it"),
+    (re.compile(r"[-+]?0[0-9xob_][^.]*|[^:]*:.*"), "a decimal number or quotes"),
+    (re.compile(r".*"), "a number such as 1000, 0.5 or 1.0e+3, or quotes around text"),
 )
 
 
-class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
-    """Plain values of a file, and where each of them stands."""
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """Plain values of a file, and where each of them stands (nowhere, if they are not YAML)."""
 
     source: str
     value: dict[str, Any]
@@ -54,8 +50,8 @@ class YamlDocument(msgspec.Struct, frozen=True, kw_only=True):
 
     def error(self, path: Path_, problem: str, *, at_key: bool = False) -> SpecError:
         """SpecError `source:line:col: field: problem` for the value (or key) at `path`."""
-        line, column = (self.key_marks if at_key else self.marks).get(path, (1, 1))
-        where = f"{self.source}:{line}:{column}: "
+        mark = (self.key_marks if at_key else self.marks).get(path)
+        where = f"{self.source}:{mark[0]}:{mark[1]}: " if mark else f"{self.source}: "
         return SpecError(where + (f"{dotted(path)}: {problem}" if path else problem))
 
 
@@ -83,28 +79,39 @@ def read_text(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        column = error.start - raw.rfind(b"\n", 0, error.start)
+        start_of_line = raw.rfind(b"\n", 0, error.start) + 1
+        column = len(raw[start_of_line : error.start].decode("utf-8-sig")) + 1
         found = f"byte 0x{raw[error.start]:02x}"
         raise SpecError(f"{path}:{line}:{column}: found {found}, expected UTF-8 text") from None
 
 
-def parse_yaml(text: str, *, source: str) -> YamlDocument:
+def parse_yaml(text: str, *, source: str) -> Document:
     """One mapping of plain values, with the place of each.
 
     Raises: SpecError at the first thing that is not plain, unambiguous YAML.
     """
-    reader = _Reader(text, source)
+    reader: _Reader | None = None
     try:
+        reader = _Reader(text, source)
         return reader.document()
+    except SpecError:
+        raise  # a ValueError too
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{mark.line + 1}:{mark.column + 1}" if mark else "1:1"
-        raise SpecError(f"{source}:{where}: {error.problem}, expected plain YAML") from None
+        if isinstance(error, yaml.scanner.ScannerError):  # where the quote or key began
+            mark = error.context_mark or mark
+        where = f"{mark.line + 1}:{mark.column + 1}" if mark is not None else "1:1"
+        problem = str(error.problem).replace("character '\\t' that cannot start any token", "a tab")
+        raise SpecError(f"{source}:{where}: {problem}, expected plain YAML") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         column = error.position - text.rfind("\n", 0, error.position)
         found = f"character {error.character:#x}"
         raise SpecError(f"{source}:{line}:{column}: found {found}, expected text") from None
+    except (ValueError, OverflowError):  # PyYAML leaves an escape beyond Unicode to chr()
+        line, column = reader.place if reader else (1, 1)
+        problem = "found an escape that is no character, expected Unicode"
+        raise SpecError(f"{source}:{line}:{column}: {problem}") from None
 
 
 def plain_scalar(text: str) -> Any:
@@ -121,40 +128,52 @@ def plain_scalar(text: str) -> Any:
         if not math.isfinite(value):
             raise SpecError(f"found {text}, expected a finite number")
         return value
-    for pattern, expected in _AMBIGUOUS:
+    sure_text = not (_NUMBER_IN_YAML_1_2.fullmatch(text) or _is_no_text_in_yaml_1_1(text))
+    for pattern, expected in _AMBIGUOUS[: 2 if sure_text else None]:
         if pattern.fullmatch(text):
-            raise SpecError(
-                f"found {text}, which YAML readers take differently; expected {expected}"
-            )
+            problem = f"found {text}, which YAML readers take differently"
+            raise SpecError(f"{problem}; expected {expected}")
     return text
+
+
+def _is_no_text_in_yaml_1_1(text: str) -> bool:
+    """Whether PyYAML's own rules make a number, date or merge key of it."""
+    resolvers = yaml.SafeLoader.yaml_implicit_resolvers
+    return any(pattern.match(text) for _, pattern in resolvers.get(text[0], ()))
 
 
 class _Reader:
     """Walks PyYAML's events (pure Python, no recursion in the parser) with a bounded depth."""
 
     def __init__(self, text: str, source: str) -> None:
-        self._events = yaml.parse(text, Loader=yaml.SafeLoader)
+        self._loader = yaml.SafeLoader(text)
         self._source = source
         self._marks: dict[Path_, Mark] = {}
         self._key_marks: dict[Path_, Mark] = {}
 
-    def document(self) -> YamlDocument:
+    def document(self) -> Document:
         event = self._next()
         while isinstance(event, (yaml.StreamStartEvent, yaml.DocumentStartEvent)):
             event = self._next()
         if not isinstance(event, yaml.MappingStartEvent):
-            raise self._error(event, (), "expected `key: value` lines")
+            raise self._error(event, (), f"found {_kind(event)}, expected `key: value` lines")
         value = self._node(event, ())
         self._next()
         after = self._next()
         if not isinstance(after, yaml.StreamEndEvent):
             raise self._error(after, (), "found a second document, expected one")
-        return YamlDocument(
+        return Document(
             source=self._source, value=value, marks=self._marks, key_marks=self._key_marks
         )
 
     def _next(self) -> Any:
-        return next(self._events)
+        return cast(Any, self._loader).get_event()
+
+    @property
+    def place(self) -> Mark:
+        """How far the text has been read."""
+        mark = self._loader.get_mark()
+        return mark.line + 1, mark.column + 1
 
     def _error(self, event: Any, path: Path_, problem: str) -> SpecError:
         line, column = event.start_mark.line + 1, event.start_mark.column + 1
@@ -172,7 +191,9 @@ class _Reader:
         if event.tag is not None:
             raise self._error(event, path, f"found tag {event.tag}, expected an untagged value")
         if len(path) > MAX_DEPTH:
-            raise self._error(event, path[:1], f"found more than {MAX_DEPTH} levels of nesting")
+            raise self._error(
+                event, path[:1], f"found more than {MAX_DEPTH} levels, expected fewer"
+            )
         if isinstance(event, yaml.MappingStartEvent):
             return self._mapping(path)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -180,6 +201,10 @@ class _Reader:
         return self._scalar(event, path)
 
     def _scalar(self, event: Any, path: Path_) -> Any:
+        unprintable = next((c for c in event.value if not (c.isprintable() or c == "\n")), None)
+        if unprintable is not None:
+            found = f"found character {ord(unprintable):#x}"
+            raise self._error(event, path, f"{found}, expected printable text")
         if event.style is not None:
             return event.value
         try:
@@ -197,7 +222,9 @@ class _Reader:
         mapping: dict[str, Any] = {}
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise self._error(event, path, "found a key that is not text")
+                raise self._error(event, path, "found a key that is not text, expected a name")
+            if event.value == "<<":
+                raise self._error(event, path, "found a merge key <<, expected the keys themselves")
             key = self._node(event, (*path, event.value))
             if not isinstance(key, str):
                 raise self._error(event, path, f"found key {event.value!r}, expected a name")
@@ -206,3 +233,11 @@ class _Reader:
             self._key_marks[*path, key] = self._marks[*path, key]
             mapping[key] = self._node(self._next(), (*path, key))
         return mapping
+
+
+def _kind(event: Any) -> str:
+    """What stands where the mapping of a file should be."""
+    if isinstance(event, yaml.SequenceStartEvent):
+        return "a list"
+    empty = isinstance(event, yaml.StreamEndEvent) or getattr(event, "value", "?") == ""
+    return "an empty file" if empty else "text"

@@ -63,9 +63,19 @@ def sweep(grid: Grid) -> Iterator[dict[str, Any]]:
     Raises: UsageError for a combination that is impossible.
     """
     machines = list(product(grid.devices, grid.stacks))
+    for shape in _shapes(grid):
+        of_length = [_with_length(shape, length) for length in grid.lengths]
+        attention = [_attention_parts(workload, machines) for workload in of_length]
+        for policy in grid.policies:
+            workloads = [replace(workload, policy=policy) for workload in of_length]
+            yield from _rows(workloads, attention, machines)
+
+
+def _shapes(grid: Grid) -> list[Workload]:
+    """Everything but length, format and machine; all of it checked before the first row."""
     axes = product(grid.models, grid.tensor_parallel, grid.accountings, grid.batches)
-    for model, tensor_parallel, accounting, batch in axes:
-        shape = Workload(
+    shapes = [
+        Workload(
             model=model,
             policy=grid.policies[0],
             phase=grid.phase,
@@ -76,11 +86,14 @@ def sweep(grid: Grid) -> Iterator[dict[str, Any]]:
             accounting=accounting,
             kv_bits=grid.kv_bits,
         )
-        of_length = [_with_length(shape, length) for length in grid.lengths]
-        attention = [_attention_parts(workload, machines) for workload in of_length]
-        for policy in grid.policies:
-            workloads = [replace(workload, policy=policy) for workload in of_length]
-            yield from _rows(workloads, attention, machines)
+        for model, tensor_parallel, accounting, batch in axes
+    ]
+    for length in grid.lengths:
+        _with_length(shapes[0], length)
+    if max(grid.tensor_parallel) > 1:
+        for hw in grid.devices:
+            _ = hw.send_bytes_per_s
+    return shapes
 
 
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,8 +1,9 @@
 """One table model, four renderings: terminal (rich), Markdown, CSV; JSON is the command's own."""
 
 import io
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import msgspec
 
@@ -32,10 +33,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
 
 def as_text(tables: Sequence[Table]) -> str:
     """For people: coloured on a terminal, plain elsewhere."""
-    from rich.console import Console  # 50 ms, only for this rendering
-
-    console = Console(width=WIDEST, highlight=False, markup=False)
-    return "\n".join(_as_text(table, console) for table in tables)
+    return "\n".join(_as_text(table) for table in tables)
 
 
 def as_markdown(tables: Sequence[Table]) -> str:
@@ -73,19 +71,24 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _as_text(table: Table, console: Any) -> str:
+def _as_text(table: Table) -> str:
     from rich import box
+    from rich.console import Console  # 50 ms, only for this rendering
     from rich.table import Table as RichTable
 
-    rich_table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
+    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, header_style="bold")
     for column in table.columns:
-        rich_table.add_column(
-            column.heading, justify="right" if column.right else "left", no_wrap=True
-        )
+        justify: Literal["left", "right"] = "right" if column.right else "left"
+        grid.add_column(column.heading, justify=justify, no_wrap=True)
     for row in table.rows:
-        rich_table.add_row(*table.cells(row), style="red" if row.get("fits") is False else None)
-    with console.capture() as capture:
-        console.print(rich_table)
-    grid = [line.rstrip() for line in capture.get().splitlines()]
-    lines = [*table.head, *grid, *(["", *table.foot] if table.foot else [])]
-    return "\n".join(lines) + "\n"
+        grid.add_row(*table.cells(row), style="red" if row.get("fits") is False else None)
+    drawn = io.StringIO()
+    Console(
+        file=drawn,
+        force_terminal=sys.stdout.isatty(),
+        width=WIDEST,
+        highlight=False,
+        markup=False,
+    ).print(grid)
+    lines = [*table.head, *(line.rstrip() for line in drawn.getvalue().splitlines())]
+    return "\n".join([*lines, *(["", *table.foot] if table.foot else [])]) + "\n"

@@ -16,6 +16,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 ACCOUNTINGS: tuple[Accounting, ...] = get_args(Accounting)
 ELEMENT_BYTES = 2  # activations, norms and biases are FP16 or BF16
 MAX_TOKENS = 10_000_000
+MAX_NEW_TOKENS = 200_000  # a generation is summed step by step, 20 us each
 MAX_BATCH = 1_000_000
 
 
@@ -116,7 +117,7 @@ def _check(workload: Workload) -> None:
     _in_range("batch", workload.batch, 1, MAX_BATCH)
     _in_range("context", workload.context, 0, MAX_TOKENS)
     _in_range("prompt", workload.prompt, 1 if workload.phase == "prefill" else 0, MAX_TOKENS)
-    _in_range("new", workload.new, 1 if workload.phase == "generate" else 0, MAX_TOKENS)
+    _in_range("new", workload.new, 1 if workload.phase == "generate" else 0, MAX_NEW_TOKENS)
     _in_range("kv-bits", workload.kv_bits, 1, 32)
     if workload.phase not in PHASES:
         raise UsageError(f"phase is {workload.phase!r}, expected one of {', '.join(PHASES)}")
@@ -124,6 +125,11 @@ def _check(workload: Workload) -> None:
         known = ", ".join(ACCOUNTINGS)
         raise UsageError(f"accounting is {workload.accounting!r}, expected one of {known}")
     _check_tensor_parallel(workload.model, workload.tensor_parallel)
+    layers = [linear.name for linear in workload.model.linears()]
+    for tensor, _ in workload.policy.overrides:
+        if tensor not in layers:
+            have = ", ".join(layers)
+            raise UsageError(f"{workload.model.name} has no {tensor}; its layers: {have}")
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> None:

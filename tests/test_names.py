@@ -5,6 +5,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import perfmodel
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -17,5 +19,6 @@ def test_importing_kernels_loads_neither_torch_nor_triton():
 
 def test_our_version_stays_below_the_one_transformers_looks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert perfmodel.__version__ == project["version"]
     major, minor, _ = (int(part) for part in project["version"].split("."))
     assert (major, minor) < (0, 9)
