@@ -180,6 +180,20 @@ def run_asm(asm: str, constraints: str, inputs: Sequence[Array]) -> list[Array]:
     ]
 
 
+def run_packed(asm: str, constraints: str, inputs: Sequence[Array], pack: int) -> list[Array]:
+    """`run_asm` on `pack` consecutive elements at a time, one register for each of them.
+
+    Triton packs elements that one thread owns; which ones depends on the layout. Here they are
+    neighbours, so assembly must not depend on more than that its operands are packed alike.
+    """
+    if len(inputs[0]) % pack:
+        raise AsmError(f"{len(inputs[0])} elements do not divide into packs of {pack}")
+    columns = [np.ascontiguousarray(flat[lane::pack]) for flat in inputs for lane in range(pack)]
+    results = run_asm(asm, constraints, columns)
+    groups = [results[start : start + pack] for start in range(0, len(results), pack)]
+    return [np.stack(group, axis=1).reshape(-1) for group in groups]
+
+
 # ---- Triton's interpreter -------------------------------------------------------------------
 
 
@@ -196,16 +210,14 @@ class _Call:
 def _create_inline_asm(_builder, asm, constraints, values, types, _is_pure, pack) -> _Call:
     from triton.runtime import interpreter
 
-    if pack != 1:
-        raise AsmError(f"pack={pack}: one element per register is emulated")
     arrays = np.broadcast_arrays(*(value.data for value in values))
     shape = arrays[0].shape
-    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    results = run_packed(asm, constraints, [array.reshape(-1) for array in arrays], pack)
     handles = []
-    for result, kind in zip(run_asm(asm, constraints, flat), types, strict=True):
-        scalar = kind.scalar
-        dtype = interpreter._get_np_dtype(scalar)
-        handles.append(interpreter.TensorHandle(result.view(dtype).reshape(shape), scalar))
+    for result, kind in zip(results, types, strict=True):
+        dtype = interpreter._get_np_dtype(kind.scalar)
+        data = result.view(dtype).reshape(shape)
+        handles.append(interpreter.TensorHandle(data, kind.scalar))
     return _Call(handles)
 
 

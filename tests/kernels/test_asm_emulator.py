@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tests.kernels.asm_emulator import AsmError, run_asm
+from tests.kernels.asm_emulator import AsmError, run_asm, run_packed
 from tests.kernels.ptx_ops import OPCODES
 
 WORDS = 3000
@@ -277,3 +277,12 @@ def test_constraints_that_do_not_fit_raise():
         run_asm("mov.b32 $0, $1;", "=r,l", [words(1)])
     with pytest.raises(AsmError, match=r"\$1 is uint16"):
         run_asm("mov.b32 $0, $1;", "=r,r", [words(1).astype(np.uint16)])
+
+
+def test_packed_elements_are_neighbours_with_a_register_each():
+    asm = "add.u32 $0, $2, $3; sub.u32 $1, $4, $5;"  # $2, $3: two elements of a; $4, $5: of b
+    a, b = np.arange(6, dtype=np.uint32), np.arange(10, 70, 10, dtype=np.uint32)
+    found = run_packed(asm, "=r,=r,r,r,r,r", [a, b], pack=2)[0]
+    assert found.view(np.int32).tolist() == [1, -10, 5, -10, 9, -10]
+    with pytest.raises(AsmError, match="6 elements do not divide into packs of 4"):
+        run_packed(asm, "=r,=r,r,r,r,r", [a, b], pack=4)
