@@ -114,7 +114,7 @@ def int_step(kind: str, bits: int, pack: int) -> Step:
 
 @cache
 def sum_step(pairs: int, pack: int) -> tuple[str, str]:
-    """acc += sum of the activations in `pairs` half2 registers per group; operands x, acc -> acc."""
+    """acc += sum of all activations in `pairs` registers per group; operands x, acc -> acc."""
     names, constraints = _operands(pack, "f", "r" * pairs + "f")
     out, x, acc = _split(names, 1, pairs, 1)
     lines = [f"mov.f32 sum, {acc[0][0]}"]

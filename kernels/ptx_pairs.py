@@ -13,7 +13,7 @@ import struct
 from kernels.ptx_select import lookup, nibble_selectors, spare_word, u7_halves
 
 ENTRY_SCALE = 2.0**-9  # of one-byte table entries: keeps entry - centre in +-0.25
-INT8_CENTRE = 128  # int8 entries reach this path as entry + 128
+INT8_CENTRE = 128  # int8 entries are stored as the byte entry + 128
 U7_CENTRE = 64
 
 _MERGE = [["prmt.b32 h, L, H, 0x5140"], ["prmt.b32 h, L, H, 0x7362"]]

@@ -21,22 +21,19 @@ def quad_products(
     if kind in ("u7", "u7sum"):
         return _u7(words[0], table, planes, merge=kind == "u7")
     if kind == "uniform":
-        decoded = [([*lines], reg) for lines, reg in _uniform_quads(bits, words)]
-        opcode = UNSIGNED
+        decoded = _uniform_quads(bits, words)
     else:
         quads = nibble_selectors(bits, words)
         decoded = [([*select, *lookup("L", table, bits)], "L") for select in quads]
-        opcode = SIGNED
     return [
-        [*lines, *_both_planes(opcode, reg, planes, quad)]
-        for quad, (lines, reg) in enumerate(decoded)
+        [*lines, *_both_planes(reg, planes, quad)] for quad, (lines, reg) in enumerate(decoded)
     ]
 
 
-def _both_planes(opcode: str, reg: str, planes: list[list[str]], quad: int) -> list[str]:
+def _both_planes(reg: str, planes: list[list[str]], quad: int) -> list[str]:
     return [
-        f"{opcode} ah, {reg}, {planes[0][quad]}, ah",
-        f"{opcode} al, {reg}, {planes[1][quad]}, al",
+        f"{UNSIGNED} ah, {reg}, {planes[0][quad]}, ah",
+        f"{UNSIGNED} al, {reg}, {planes[1][quad]}, al",
     ]
 
 
@@ -45,9 +42,9 @@ def _u7(word: str, table: list[str], planes: list[list[str]], *, merge: bool) ->
     quads = []
     for quad, halves in enumerate(u7_halves(word, table)):
         if merge:
-            lines = ["or.b32 L, p, q", *_both_planes(UNSIGNED, "L", planes, quad)]
+            lines = ["or.b32 L, p, q", *_both_planes("L", planes, quad)]
         else:
-            lines = [line for reg in "pq" for line in _both_planes(UNSIGNED, reg, planes, quad)]
+            lines = [line for reg in "pq" for line in _both_planes(reg, planes, quad)]
         quads.append([*halves, *lines])
     return quads
 

@@ -7,6 +7,7 @@ u7      scale * (entry - zero)      16 entries of 0..127, FP16 scale and zero
 sym     +-magnitude, sign in bit 3  8 FP16 magnitudes
 int16   scale * entry               2**bits int16 entries, FP32 scale
 
+int8 entries are stored as the byte entry + 128: both paths look up unsigned bytes.
 `int16` is not a storage format: `to_fixed_point` derives it from an `fp16` table for the `int`
 path. Two-byte entries of 2, 3 and 4 bits are stored as a plane of low bytes, then one of high
 bytes, four bytes to a word: a byte permute looks up four codes in one plane at once.
@@ -65,13 +66,12 @@ def pack_lut(
     bits: int,
     kind: str = "fp16",
     scale: Tensor | None = None,
-    zero: Tensor | None = None,
     tile_codes: int | None = None,
 ) -> LutWeight:
     """Pack (N, K) codes and their tables.
 
     entries: (N, 2**bits) FP16 for `fp16`, int8 for `int8`, uint8 below 128 for `u7`; (N, 8) FP16
-    magnitudes >= 0 for `sym`. scale, zero: (N,) FP16 where the kind has them.
+    magnitudes >= 0 for `sym`. scale: FP16, (N, 1) for `int8`, (N, 2) scale and zero for `u7`.
 
     Raises: LayoutError.
     """
@@ -89,20 +89,23 @@ def pack_lut(
         _check_finite("entries", entries)
     if kind == "sym" and bool((entries < 0).any()):
         raise fail("range of entries", f"least {float(entries.min())}", "magnitudes >= 0")
-    scales = _scales(kind, rows, device, scale=scale, zero=zero)
-    table = _bytes_as_words(entries) if dtype != torch.float16 else _planes(entries, bits)
-    codebook = Codebook(kind=kind, bits=bits, table=table, scale=scales)
-    return LutWeight(codes=packed, codebook=codebook)
+    if dtype == torch.float16:
+        table = _planes(entries, bits)
+    else:
+        offset = 128 if kind == "int8" else 0
+        table = (entries.to(torch.int16) + offset).to(torch.uint8).view(torch.int32)
+    codebook = Codebook(kind=kind, bits=bits, table=table, scale=scale)
+    weight = LutWeight(codes=packed, codebook=codebook)
+    check_lut(weight)
+    return weight
 
 
 def table_values(codebook: Codebook) -> Tensor:
     """(N, 2**bits) FP32: the value of every code of every row; plain PyTorch, any device."""
     kind, bits, table = codebook.kind, codebook.bits, codebook.table
     if kind in ("int8", "u7"):
-        entries = table.view(torch.int8).float()
-        if kind == "u7":
-            entries = entries - codebook.scale[:, 1:].float()
-        return entries * codebook.scale[:, :1].float()
+        zero = codebook.scale[:, 1:].float() if kind == "u7" else 128.0
+        return (table.view(torch.uint8).float() - zero) * codebook.scale[:, :1].float()
     halves = table if bits == 8 else _from_planes(table)
     if kind == "int16":
         return halves.view(torch.int16).float() * codebook.scale
@@ -161,23 +164,6 @@ def dequantize_lut(weight: LutWeight) -> Tensor:
 def _check_finite(argument: str, tensor: Tensor) -> None:
     if not bool(tensor.isfinite().all()):
         raise fail(f"range of {argument}", "not finite", "finite numbers")
-
-
-def _scales(
-    kind: str, rows: int, device: torch.device, *, scale: Tensor | None, zero: Tensor | None
-) -> Tensor | None:
-    due = {"int8": ("scale",), "u7": ("scale", "zero")}.get(kind, ())
-    given = {"scale": scale, "zero": zero}
-    for name, tensor in given.items():
-        if name in due:
-            check_tensor(name, tensor, dtype=torch.float16, shape=(rows,), device=device)
-        elif tensor is not None:
-            raise fail(name, "a tensor", f"None for kind {kind}")
-    return torch.stack([given[name] for name in due], dim=1) if due else None
-
-
-def _bytes_as_words(entries: Tensor) -> Tensor:
-    return entries.contiguous().view(torch.int32)
 
 
 def _planes(entries: Tensor, bits: int) -> Tensor:

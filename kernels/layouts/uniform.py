@@ -50,15 +50,14 @@ class UniformWeight:
 
 def pack_uniform(
     codes: Tensor,
-    scale: Tensor,
-    zero: Tensor,
+    scale_zero: Tensor,
     *,
     bits: int,
     group_size: int | None = None,
     g_idx: Tensor | None = None,
     act_order: str | None = None,
 ) -> UniformWeight:
-    """Pack (N, K) codes with (N, groups) FP16 scales and zero points, groups = ceil(K / group_size).
+    """Pack (N, K) codes with (N, groups, 2) FP16 scales and zeros, groups = ceil(K / group_size).
 
     g_idx: (K,) int32, the group of each column; with it, `act_order` says which form to build.
     Group sizes are powers of two from 32 (64 at 2 and 3 bits) to 1024, or K.
@@ -71,9 +70,8 @@ def pack_uniform(
     group_size = columns if group_size is None else group_size
     _check_group_size(bits, group_size, columns)
     groups = -(-columns // group_size)
-    for name, tensor in (("scale", scale), ("zero", zero)):
-        shape = (rows, groups)
-        check_tensor(name, tensor, dtype=torch.float16, shape=shape, device=codes.device)
+    shape = (rows, groups, 2)
+    check_tensor("scale_zero", scale_zero, dtype=torch.float16, shape=shape, device=codes.device)
     if (g_idx is None) != (act_order is None):
         raise fail("g_idx", "given" if g_idx is not None else "None", f"to match {act_order=}")
     order = None
@@ -84,7 +82,7 @@ def pack_uniform(
         codes = codes if act_order == "gather" else codes[:, order.long()]
     return UniformWeight(
         codes=pack_codes(codes, bits, tile_codes=_tile(bits, group_size, columns), order="field"),
-        scale_zero=torch.stack((scale, zero), dim=2).contiguous(),
+        scale_zero=scale_zero,
         group_size=group_size,
         act_order=act_order,
         order=order,

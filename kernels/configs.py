@@ -1,0 +1,33 @@
+"""Launch constants per architecture: a plain table, never a search at run time."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchTable:
+    """How many one-warp programs an SM should hold so that enough bytes are in flight."""
+
+    warps_per_sm: int
+
+
+# Little's law: bandwidth x latency / SM count, 2 KiB in flight per warp (four 128-bit row loads).
+# H200: 4.8 TB/s x 0.7 us / 132 = 26 KiB; A6000: 768 GB/s x 0.6 us / 84 = 5.5 KiB. Not yet tuned
+# on a device: `bench/gpu.sh` measures it.
+LAUNCH_TABLES = {
+    (8, 0): LaunchTable(warps_per_sm=10),
+    (8, 6): LaunchTable(warps_per_sm=6),
+    (8, 9): LaunchTable(warps_per_sm=6),
+    (9, 0): LaunchTable(warps_per_sm=13),
+}
+DEFAULT_TABLE = LaunchTable(warps_per_sm=8)
+
+
+def programs_wanted(device: torch.device) -> int:
+    """Programs that fill a device; 1 where nothing runs in parallel (the interpreter)."""
+    if device.type != "cuda":
+        return 1
+    properties = torch.cuda.get_device_properties(device)
+    table = LAUNCH_TABLES.get((properties.major, properties.minor), DEFAULT_TABLE)
+    return table.warps_per_sm * properties.multi_processor_count
