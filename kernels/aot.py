@@ -26,7 +26,7 @@ NO_REPORT = "no report"
 
 def cases_of(target: str) -> tuple[KernelCase, ...]:
     """The shipped configurations for one target; AMD takes those of the smallest NVIDIA one."""
-    from kernels.configs import kernel_cases
+    from kernels.cases import kernel_cases
 
     return kernel_cases(80 if target in AMD_TARGETS else int(target.removeprefix("sm_")))
 

@@ -60,12 +60,3 @@ def check_range(argument: str, tensor: Tensor, low: int, high: int) -> None:
     least, most = int(tensor.min()), int(tensor.max())
     if least < low or most >= high:
         raise fail(f"range of {argument}", f"{least}..{most}", f"{low}..{high - 1}")
-
-
-def check_activations(x: object, columns: int, *, rows: int | None = None) -> None:
-    """x is (K,) or, with `rows`, (M, K) FP16, contiguous.
-
-    Raises: LayoutError.
-    """
-    shape = (columns,) if rows is None else (rows, columns)
-    check_tensor("x", x, dtype=torch.float16, shape=shape)

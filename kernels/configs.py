@@ -10,6 +10,9 @@ class LaunchTable:
     """How many one-warp programs an SM should hold so that enough bytes are in flight."""
 
     warps_per_sm: int
+    # The `int` path of a 7-bit table: "u7" ORs the two half-table lookups, "u7sum" feeds both to
+    # DP4A (fewer ALU, more FMA-heavy instructions).
+    int_u7_step: str = "u7"
 
 
 # Little's law: bandwidth x latency / SM count, 2 KiB in flight per warp (four 128-bit row loads).
@@ -28,6 +31,15 @@ def programs_wanted(device: torch.device) -> int:
     """Programs that fill a device; 1 where nothing runs in parallel (the interpreter)."""
     if device.type != "cuda":
         return 1
-    properties = torch.cuda.get_device_properties(device)
-    table = LAUNCH_TABLES.get((properties.major, properties.minor), DEFAULT_TABLE)
-    return table.warps_per_sm * properties.multi_processor_count
+    sm_count = torch.cuda.get_device_properties(device).multi_processor_count
+    return launch_table(device).warps_per_sm * sm_count
+
+
+def int_u7_step(device: torch.device) -> str:
+    return launch_table(device).int_u7_step
+
+
+def launch_table(device: torch.device) -> LaunchTable:
+    if device.type != "cuda":
+        return DEFAULT_TABLE
+    return LAUNCH_TABLES.get(torch.cuda.get_device_capability(device), DEFAULT_TABLE)

@@ -110,7 +110,7 @@ def exact_rows(
         sums = add_tile(
             sums, xs, words, rows, tables, (), lanes, T, T, WORDS, ROW_WORDS, TEXT, CONSTRAINTS
         )
-        if SUM_TEXT:
+        if SUM_TEXT != "":
             total = _step(xs + (total,), SUM_TEXT, SUM_CONSTRAINTS, T // 32)
     if TAIL > 0:
         if part == PARTS - 1:
@@ -120,7 +120,7 @@ def exact_rows(
                 sums, xs, words, rows, tables, (), lanes, TAIL, T, WORDS, ROW_WORDS, TEXT,
                 CONSTRAINTS,
             )  # fmt: skip
-            if SUM_TEXT:
+            if SUM_TEXT != "":
                 total = _step(xs + (total,), SUM_TEXT, SUM_CONSTRAINTS, T // 32)
     return _reduce(sums), tl.sum(total, 0)
 

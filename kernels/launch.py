@@ -51,15 +51,18 @@ def new_counters(rows: int, device: torch.device) -> Tensor:
     return torch.zeros(row_groups(rows), dtype=torch.int32, device=device)
 
 
-def workspace(rows: int, parts: int, counters: Tensor | None, like: Tensor) -> tuple[Tensor, ...]:
-    """Partial sums and counters; both are dummies when nothing is split."""
-    if parts == 1:
-        return like, like
-    partials = torch.empty(row_groups(rows) * ROWS * parts, device=like.device)
+def workspace(
+    rows: int, parts: int, counters: Tensor | None, unused: Tensor, *, shared: bool | None = None
+) -> tuple[Tensor, Tensor]:
+    """Partial sums and counters; `unused` stands in for both when no output is shared."""
+    shared = parts > 1 if shared is None else shared
+    if not shared:
+        return unused, unused
+    partials = torch.empty(row_groups(rows) * ROWS * parts, device=unused.device)
     if counters is None:
-        return partials, new_counters(rows, like.device)
+        return partials, new_counters(rows, unused.device)
     shape = (row_groups(rows),)
-    check_tensor("counters", counters, dtype=torch.int32, shape=shape, device=like.device)
+    check_tensor("counters", counters, dtype=torch.int32, shape=shape, device=unused.device)
     return partials, counters
 
 

@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.activations import activation_planes
-from kernels.checks import check_activations, check_choice, check_tensor
+from kernels.checks import check_choice, check_tensor
+from kernels.configs import int_u7_step
 from kernels.device import exact_rows, four_rows, int_rows, load_words, scale_rows, store_rows
 from kernels.launch import (
     activation_words,
@@ -28,6 +29,7 @@ from kernels.layouts.codebook import LutWeight, check_lut, dequantize_lut
 from kernels.plan import exact_constants, int_constants
 
 PATHS = ("exact", "int")
+EXACT_KINDS = ("fp16", "int8", "u7", "sym")
 INT_KINDS = ("int8", "u7", "int16")
 
 
@@ -38,18 +40,18 @@ def lut_gemv_ref(x: Tensor, weight: LutWeight) -> Tensor:
 
 @triton.jit
 def exact_gemv(
-    x_ptr, codes_ptr, table_ptr, scale_ptr, y_ptr, partials_ptr, counters_ptr, N,
+    words_ptr, codes_ptr, table_ptr, scale_ptr, y_ptr, partials_ptr, counters_ptr, N,
     FULL: tl.constexpr, TAIL: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
     WORDS: tl.constexpr, INPUTS: tl.constexpr, TABLE: tl.constexpr,
     TEXT: tl.constexpr, CONSTRAINTS: tl.constexpr,
     SUM_TEXT: tl.constexpr, SUM_CONSTRAINTS: tl.constexpr,
     SCALES: tl.constexpr, GAIN: tl.constexpr, CENTRE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row groups, parts). x: FP16 pairs as int32."""
+    """Grid (row groups, parts). words: FP16 activations, pairs of them as int32."""
     group, part = tl.program_id(0), tl.program_id(1)
     rows = four_rows(group, N)
     sums, total = exact_rows(
-        x_ptr, codes_ptr, table_ptr, rows, part, FULL, TAIL, PARTS, T, WORDS, INPUTS, TABLE,
+        words_ptr, codes_ptr, table_ptr, rows, part, FULL, TAIL, PARTS, T, WORDS, INPUTS, TABLE,
         TEXT, CONSTRAINTS, SUM_TEXT, SUM_CONSTRAINTS,
     )  # fmt: skip
     values = scale_rows(sums, total, rows, scale_ptr, SCALES, GAIN, CENTRE)
@@ -91,7 +93,7 @@ def _gather_tile(
 
 @triton.jit
 def gather_gemv(
-    x_ptr, codes_ptr, table_ptr, y_ptr, partials_ptr, counters_ptr, N,
+    words_ptr, codes_ptr, table_ptr, y_ptr, partials_ptr, counters_ptr, N,
     FULL: tl.constexpr, TAIL: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
 ):  # fmt: skip
     """Grid (row groups, parts). 8-bit codes, table (N, 256) FP16; no inline assembly."""
@@ -104,7 +106,7 @@ def gather_gemv(
     b, c, d = a, a, a
     for step in range(PART):
         w = codes_ptr + (part * PART + step) * T
-        x = x_ptr + (part * PART + step) * (2 * T)
+        x = words_ptr + (part * PART + step) * (2 * T)
         a = _gather_tile(a, x, w + r0 * ROW_WORDS, table_ptr + r0 * 256, lanes, T, T)
         b = _gather_tile(b, x, w + r1 * ROW_WORDS, table_ptr + r1 * 256, lanes, T, T)
         c = _gather_tile(c, x, w + r2 * ROW_WORDS, table_ptr + r2 * 256, lanes, T, T)
@@ -112,7 +114,7 @@ def gather_gemv(
     if TAIL > 0:
         if part == PARTS - 1:
             w = codes_ptr + FULL * T
-            x = x_ptr + FULL * (2 * T)
+            x = words_ptr + FULL * (2 * T)
             a = _gather_tile(a, x, w + r0 * ROW_WORDS, table_ptr + r0 * 256, lanes, TAIL, T)
             b = _gather_tile(b, x, w + r1 * ROW_WORDS, table_ptr + r1 * 256, lanes, TAIL, T)
             c = _gather_tile(c, x, w + r2 * ROW_WORDS, table_ptr + r2 * 256, lanes, TAIL, T)
@@ -140,30 +142,41 @@ def lut_gemv(
     check_lut(weight)
     rows, columns = weight.shape
     codes, book = weight.codes, weight.codebook
-    check_activations(x, columns)
     check_tensor("x", x, dtype=torch.float16, shape=(columns,), device=weight.device)
-    check_choice("path", path, PATHS)
     groups = row_groups(rows)
     parts = split_parts(codes, groups, x.device) if parts is None else parts
     check_parts(parts, codes)
+    constants = {**lut_constants(weight, path), **tiling(codes, parts), "num_warps": 1}
     y = output(out, rows, x)
     partials, counters = workspace(rows, parts, counters, book.table)
-    shared = (y, partials, counters, rows)
-    grid, geometry = (groups, parts), {**tiling(codes, parts), "num_warps": 1}
     scale = book.table if book.scale is None else book.scale
+    common = (y, partials, counters, rows)
+    grid = (groups, parts)
     if path == "int":
-        check_choice("codebook kind of the int path", book.kind, INT_KINDS)
         planes, block = activation_planes(x, codes)
-        constants = int_constants(book.kind, codes.bits, codes.tile_codes)
-        args = (planes, block, codes.words, book.table, scale, *shared)
-        start(int_gemv, grid, *args, **geometry, **constants)
-        return y
-    words = activation_words(x, codes)
-    if codes.bits == 8:
-        start(gather_gemv, grid, words, codes.words, book.table, *shared, **geometry)
-        return y
-    check_choice("codebook kind of the exact path", book.kind, ("fp16", "int8", "u7", "sym"))
-    constants = exact_constants(book.kind, codes.bits, codes.tile_codes)
-    args = (words, codes.words, book.table, scale, *shared)
-    start(exact_gemv, grid, *args, **geometry, **constants)
+        args = (planes, block, codes.words, book.table, scale, *common)
+        start(int_gemv, grid, *args, **constants)
+    elif codes.bits == 8:
+        args = (activation_words(x, codes), codes.words, book.table, *common)
+        start(gather_gemv, grid, *args, **constants)
+    else:
+        args = (activation_words(x, codes), codes.words, book.table, scale, *common)
+        start(exact_gemv, grid, *args, **constants)
     return y
+
+
+def lut_constants(weight: LutWeight, path: str) -> dict[str, object]:
+    """Compile-time constants of a LUT weight's decoding.
+
+    Raises: LayoutError when the path does not exist for the codebook.
+    """
+    kind, codes = weight.codebook.kind, weight.codes
+    check_choice("path", path, PATHS)
+    if path == "int":
+        check_choice("codebook kind of the int path", kind, INT_KINDS)
+        step = int_u7_step(weight.device) if kind == "u7" else kind
+        return int_constants(step, codes.bits, codes.tile_codes)
+    check_choice("codebook kind of the exact path", kind, EXACT_KINDS)
+    if codes.bits == 8:
+        return {}
+    return exact_constants(kind, codes.bits, codes.tile_codes)
