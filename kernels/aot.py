@@ -58,7 +58,8 @@ def failures(jobs: Sequence[tuple[KernelCase, str]], reports: Sequence[Report | 
             continue
         where = f"{found.case} on {found.target}"
         if target in MUST_NOT_SPILL and (found.spilled_bytes or found.spill_instructions):
-            out.append(f"{where}: spills {found.spilled_bytes} bytes per thread")
+            spills = f"{found.spilled_bytes} bytes per thread, {found.spill_instructions} accesses"
+            out.append(f"{where}: spills {spills}")
         if found.problem and target in NVIDIA_TARGETS:
             out.append(f"{where}: {found.problem}")
         for device, share in (found.dram_share or {}).items():
