@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from kernels.case import KernelCase
 from kernels.layouts.codes import DEFAULT_TILE_CODES
 from kernels.lut_csr_fused import sparse_constants
-from kernels.plan import exact_constants, int_constants
+from kernels.plan import exact_constants, grouped_constants, int_constants
 from kernels.ptx import codes_per_group
 
 ROWS = 4  # rows of the weight per program
@@ -60,6 +60,7 @@ _INT_PRMT = {
     ("int16", 3): 0.5,
     ("int16", 4): 1.5,
 }
+
 # Acceptance: what decoding alone has to allow, as a share of DRAM bandwidth.
 _ALWAYS = {"a5000": 1.0, "a6000": 1.0}
 _H200 = {
@@ -87,7 +88,9 @@ def kernel_cases(arch: int) -> tuple[KernelCase, ...]:
             ("int", "int8", 3),
         )
     ]
-    return (*luts, _gather(), *fused)
+    uniform = [_uniform(path, bits) for path in _X for bits in (2, 3, 4, 8)]
+    uniform += [_grouped(bits) for bits in (2, 3, 4, 8)]
+    return (*luts, _gather(), *fused, *uniform)
 
 
 def _lut(path: str, kind: str, bits: int) -> KernelCase:
@@ -128,6 +131,55 @@ def _gather() -> KernelCase:
         constexprs=_geometry(8),
         divisible=_pointers(signature),
         invariants={"FFMA": 1.0},
+        least_share=_ALWAYS,
+    )
+
+
+def _uniform(path: str, bits: int) -> KernelCase:
+    """One scale per row: the LUT kernels with a step that needs no table."""
+    signature = _types(*_X[path], *_TABLE, *_OUTPUT)
+    return KernelCase(
+        name=f"uniform{bits}-{path}",
+        module="kernels.lut_gemv",
+        function=f"{path}_gemv",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs=_constants(path, "uniform", bits),
+        weight_bits=bits,
+        weights_per_iteration=ROWS * DEFAULT_TILE_CODES[bits],
+        invariants=_uniform_invariants(path, bits),
+        least_share=_ALWAYS,
+    )
+
+
+def _uniform_invariants(path: str, bits: int) -> dict[str, float]:
+    """Two FMAs per pair, one decodes and one multiplies; 8-bit codes take a PRMT per pair."""
+    if path == "int":
+        return {"IDP": 0.5}
+    return {"PRMT": 0.5} if bits == 8 else {"HFMA2": 1.0}
+
+
+def _grouped(bits: int) -> KernelCase:
+    group_size = 128
+    constants = grouped_constants(bits)
+    block = constants["BLOCK"] * codes_per_group(bits)
+    signature = _types("words_ptr", "codes_ptr", "y_ptr", "N") | {"scale_ptr": "*i32"}
+    return KernelCase(
+        name=f"uniform{bits}-g{group_size}-exact",
+        module="kernels.uniform_gemv",
+        function="grouped_gemv",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs={
+            "TOTAL": COLUMNS // codes_per_group(bits),
+            "T": group_size // codes_per_group(bits),
+            "ROW_SCALES": COLUMNS // group_size,
+            "TILES_PER_SCALE": 1,
+            **constants,
+        },
+        weight_bits=bits,
+        weights_per_iteration=ROWS * block,
+        invariants=_uniform_invariants("exact", bits),
         least_share=_ALWAYS,
     )
 

@@ -8,6 +8,7 @@ from kernels import ptx
 from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry_scale
 
 WARP = 32  # lanes; a tile is read by one warp
+GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 8: 128}  # groups of codes per warp and step
 SCALES = {"fp16": 0, "sym": 0, "int8": 1, "int16": 1, "u7": 2, "u7sum": 2, "uniform": 2}
 
 
@@ -35,6 +36,24 @@ def int_constants(kind: str, bits: int, tile_codes: int) -> dict[str, object]:
     pack = tile_codes // ptx.codes_per_group(bits) // WARP
     step = ptx.int_step(kind, bits, pack)
     return {**_operands(step), **_scaling(kind, 1.0, -INT8_CENTRE if kind == "int8" else 0.0)}
+
+
+def grouped_constants(bits: int) -> dict[str, object]:
+    """Constants of `grouped_gemv`, besides the geometry of the row."""
+    block = GROUPED_BLOCK[bits]
+    pack = block // WARP
+    gain, centre = 1 / uniform_entry_scale(bits), float(2 ** (bits - 1))
+    step = ptx.grouped_step(bits, pack, gain, centre)
+    sum_text, sum_constraints = ptx.sum_step(step.inputs, pack)
+    return {
+        "BLOCK": block,
+        "WORDS": step.words,
+        "INPUTS": step.inputs,
+        "TEXT": step.text,
+        "CONSTRAINTS": step.constraints,
+        "SUM_TEXT": sum_text,
+        "SUM_CONSTRAINTS": sum_constraints,
+    }
 
 
 def _operands(step: ptx.Step) -> dict[str, object]:

@@ -8,6 +8,7 @@ A *group* is one 32-bit word of codes (three words at 3 bits); a *pair* is two F
 register (half2); a *quad* is four bytes in one register. Slot order: `layout_codes.slot_bits`.
 """
 
+import struct
 from dataclasses import dataclass
 from functools import cache
 
@@ -63,25 +64,50 @@ def exact_step(kind: str, bits: int, pack: int) -> Step:
     names, constraints = _operands(pack, "f", "r" * (words + pairs + table) + "f")
     out, codes, x, entries, acc = _split(names, 1, words, pairs, table, 1)
     lines = [f"mov.f32 sum, {acc[0][0]}"]
-    products = 0
     for lane in range(pack):
-        decoded = decode_pairs(kind, bits, _lane(codes, lane), _lane(entries, 0))
-        for pair, decode in enumerate(decoded):
-            lines += decode
-            start = products % CHAIN == 0
-            term = f"a, h, {x[pair][lane]}"
-            lines.append(f"mul.rn.f16x2 {term}" if start else f"fma.rn.f16x2 {term}, a")
-            products += 1
-            if products % CHAIN == 0:
-                lines += _promote("a")
-    if products % CHAIN:
-        lines += _promote("a")
+        lines += _products(
+            decode_pairs(kind, bits, _lane(codes, lane), _lane(entries, 0)), _lane(x, lane),
+            first=lane * pairs, last=pack * pairs - 1,
+        )  # fmt: skip
     return Step(
         text=_text(lines, out[0], acc[0]),
         constraints=constraints,
         words=words,
         inputs=pairs,
         table=table,
+    )
+
+
+@cache
+def grouped_step(bits: int, pack: int, gain: float, centre: float) -> Step:
+    """acc += scale * (gain * sum of entry * activation + (centre - zero) * sum of activations).
+
+    Operands: words, activation pairs, (scale, zero) as half2, sum of activations, acc -> acc.
+    """
+    words, pairs = words_per_group(bits), codes_per_group(bits) // 2
+    names, constraints = _operands(pack, "f", "r" * (words + pairs + 1) + "ff")
+    out, codes, x, scale_zero, total, acc = _split(names, 1, words, pairs, 1, 1, 1)
+    lines = ["mov.f32 sum, 0f00000000"]
+    for lane in range(pack):
+        lines += _products(
+            decode_pairs("uniform", bits, _lane(codes, lane), []), _lane(x, lane),
+            first=lane * pairs, last=pack * pairs - 1,
+        )  # fmt: skip
+    lines += [
+        f"mov.b32 {{h0, h1}}, {scale_zero[0][0]}",
+        "cvt.f32.f16 f0, h0",
+        "cvt.f32.f16 f1, h1",
+        f"sub.f32 f1, {_float(centre)}, f1",
+        f"mul.f32 f1, f1, {total[0][0]}",
+        f"fma.rn.f32 f1, sum, {_float(gain)}, f1",
+        f"fma.rn.f32 sum, f0, f1, {acc[0][0]}",
+    ]
+    return Step(
+        text=_text(lines, out[0], acc[0]),
+        constraints=constraints,
+        words=words,
+        inputs=pairs,
+        table=0,
     )
 
 
@@ -141,6 +167,22 @@ def decode_step(kind: str, bits: int) -> Step:
     registers = f".reg .b32 {', '.join(f'o{pair}' for pair in range(pairs))}"
     text = _join([*_SCRATCH, registers, *lines])
     return Step(text=text, constraints=constraints, words=words, inputs=pairs, table=table)
+
+
+def _products(decoded: list[list[str]], x: list[str], *, first: int, last: int) -> list[str]:
+    """Multiply decoded pairs with activations in chains; pairs are numbered first.. of 0..last."""
+    lines = []
+    for number, (decode, activation) in enumerate(zip(decoded, x, strict=True), start=first):
+        term = f"a, h, {activation}"
+        product = f"fma.rn.f16x2 {term}, a" if number % CHAIN else f"mul.rn.f16x2 {term}"
+        lines += [*decode, product]
+        if number % CHAIN == CHAIN - 1 or number == last:
+            lines += _promote("a")
+    return lines
+
+
+def _float(value: float) -> str:
+    return "0f" + struct.pack(">f", value).hex().upper()
 
 
 def _combine_int16() -> list[str]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.checks import LayoutError, check_range, check_tensor, fail
+from kernels.checks import LayoutError, check_choice, check_range, check_tensor, fail
 
 NARROW_COLUMNS = 65536  # columns below this fit u16
+CHUNK_SIZES = (32, 64, 128, 256, 512, 1024)  # a program holds its nonzeros in registers
 DENSE_ROWS = 10  # SqueezeLLM keeps the ten densest rows apart (arXiv 2306.07629, section 4.3)
 
 
@@ -196,8 +197,7 @@ def _check_ascending(row_pointers: Tensor, columns: Tensor, width: int) -> None:
 
 
 def _start_rows(row_pointers: Tensor, nnz: int, chunk_nnz: int) -> Tensor:
-    if chunk_nnz < 1:
-        raise fail("chunk_nnz", chunk_nnz, "at least 1")
+    check_choice("chunk_nnz", chunk_nnz, CHUNK_SIZES)
     first = torch.arange(chunk_count(nnz, chunk_nnz), device=row_pointers.device) * chunk_nnz
     rows = torch.searchsorted(row_pointers.contiguous(), first.to(row_pointers.dtype), right=True)
     rows = rows - 1

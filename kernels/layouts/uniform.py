@@ -80,8 +80,9 @@ def pack_uniform(
         check_range("g_idx", g_idx, 0, groups)
         order = g_idx if act_order == "gather" else _fold(g_idx, group_size)
         codes = codes if act_order == "gather" else codes[:, order.long()]
+    tile_codes = _tile(bits, group_size, columns, act_order)
     return UniformWeight(
-        codes=pack_codes(codes, bits, tile_codes=_tile(bits, group_size, columns), order="field"),
+        codes=pack_codes(codes, bits, tile_codes=tile_codes, order="field"),
         scale_zero=scale_zero,
         group_size=group_size,
         act_order=act_order,
@@ -130,8 +131,10 @@ def _check_group_size(bits: int, group_size: int, columns: int) -> None:
         check_choice("group_size", group_size, [*sizes, columns])
 
 
-def _tile(bits: int, group_size: int, columns: int) -> int | None:
+def _tile(bits: int, group_size: int, columns: int, act_order: str | None) -> int | None:
     """Whole tiles per group, so that a thread's group of codes has one scale; else the default."""
+    if act_order == "gather":
+        return K_ALIGN
     if group_size == columns:
         return None
     return max(min(group_size, K_ALIGN), (2 if bits == 3 else 4) * codes_per_group(bits))
