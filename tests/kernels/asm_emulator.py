@@ -13,8 +13,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from tests.kernels.ptx_ops import OPCODES, Array
+from tests.kernels.ptx_ops import OPCODES, Array, mma_m16n8k16
 
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"
 REGISTER_BITS = {"r": 32, "f": 32, "h": 16}  # constraint letter -> width of its register
 
 
@@ -115,23 +116,34 @@ class _Machine:
         elif instruction.opcode == ".reg":
             self.declare(instruction.operands[0], instruction.operands[1:])
         elif any(operand.startswith("{") for operand in instruction.operands):
-            self.move_vector(instruction)
+            self.vector(instruction)
         else:
             self.execute(instruction)
 
-    def move_vector(self, instruction: _Instruction) -> None:
-        """`mov.b32 {low, high}, word` and `mov.b32 word, {low, high}`."""
-        if instruction.opcode != "mov.b32" or len(instruction.operands) != 2:
-            raise AsmError("vector operands are emulated for mov.b32 alone")
-        target, source = instruction.operands
-        if target.startswith("{"):
-            low, high = re.findall(r"[^{},\s]+", target)
+    def vector(self, instruction: _Instruction) -> None:
+        """Instructions with operands in braces: mov.b32 of two halves, and mma."""
+        parts = [re.findall(r"[^{},\s]+", operand) for operand in instruction.operands]
+        if instruction.opcode == MMA and [len(part) for part in parts] == [4, 4, 2, 4]:
+            self.multiply_matrices(*parts)
+        elif instruction.opcode == "mov.b32" and [len(part) for part in parts] == [2, 1]:
+            (low, high), (source,) = parts
             word = self.read(source, 32)
             self.write(low, word & np.uint32(0xFFFF), 16)
             self.write(high, word >> np.uint32(16), 16)
+        elif instruction.opcode == "mov.b32" and [len(part) for part in parts] == [1, 2]:
+            (target,), (low, high) = parts
+            word = self.read(low, 16) | (self.read(high, 16) << np.uint32(16))
+            self.write(target, word, 32)
         else:
-            low, high = re.findall(r"[^{},\s]+", source)
-            self.write(target, self.read(low, 16) | (self.read(high, 16) << np.uint32(16)), 32)
+            raise AsmError("the instruction is not emulated with these operands")
+
+    def multiply_matrices(self, *parts: Sequence[str]) -> None:
+        if self.threads % 32:
+            raise AsmError(f"mma takes whole warps, found {self.threads} threads")
+        targets, *sources = parts
+        results = mma_m16n8k16(*([self.read(name, 32) for name in part] for part in sources))
+        for name, value in zip(targets, results, strict=True):
+            self.write(name, value, 32)
 
     def execute(self, instruction: _Instruction) -> None:
         opcode = OPCODES.get(instruction.opcode)

@@ -206,3 +206,32 @@ def _opcodes() -> dict[str, Opcode]:
 
 
 OPCODES = _opcodes()
+
+
+def mma_m16n8k16(a: list[Array], b: list[Array], c: list[Array]) -> list[Array]:
+    """D = A B + C of every warp: A 16x16 and B 16x8 in FP16, C and D 16x8 in FP32.
+
+    Registers of 32 x warps threads, in the fragments of the PTX ISA ("Matrix fragments for
+    mma.m16n8k16 with floating point types"). Sums are exact, then rounded once; the tensor core
+    rounds more often.
+    """
+    lane = np.arange(32)
+    row, column = lane // 4, 2 * (lane % 4)
+    pair = np.arange(2)
+
+    def scatter(registers: list[Array], places: list[tuple[Array, Array]], shape: tuple) -> Array:
+        out = np.zeros((len(registers[0]) // 32, *shape))
+        for register, (rows, columns) in zip(registers, places, strict=True):
+            halves = _halves(np.ascontiguousarray(register)).reshape(-1, 32, 2)
+            out[:, rows, columns] = halves
+        return out
+
+    high = (0, 8, 0, 8)  # row offset of a0..a3; a2 and a3 lie 8 columns to the right
+    a_places = [(row[:, None] + high[i], column[:, None] + 8 * (i // 2) + pair) for i in range(4)]
+    b_places = [(column[:, None] + 8 * i + pair, row[:, None]) for i in range(2)]
+    product = scatter(a, a_places, (16, 16)) @ scatter(b, b_places, (16, 8))
+    out = []
+    for i, register in enumerate(c):
+        mine = product[:, row + 8 * (i // 2), column + i % 2].reshape(-1)
+        out.append(_from_float(mine + _float(register).astype(np.float64)))
+    return out

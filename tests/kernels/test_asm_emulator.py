@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tests.kernels.asm_emulator import AsmError, run_asm, run_packed
+from tests.kernels.asm_emulator import MMA, AsmError, run_asm, run_packed
 from tests.kernels.ptx_ops import OPCODES
 
 WORDS = 3000
@@ -226,6 +226,44 @@ def test_every_opcode_has_a_test():
     tested |= {"cvt.rn.f32.s32", "cvt.rn.f32.u32"}
     tested |= {n for n in OPCODES if n.split(".")[0] in OPERATIONS and n.split(".")[-1][0] == "f"}
     assert set(OPCODES) == tested
+
+
+# ---- matrices ----------------------------------------------------------------------------------
+
+
+def test_mma_multiplies_the_fragments_of_every_warp():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-8, 9, (2, 16, 16)), rng.integers(-8, 9, (2, 16, 8))
+    c = rng.integers(-8, 9, (2, 16, 8))
+
+    def pack(low: int, high: int) -> int:
+        return int.from_bytes(struct.pack("<2e", low, high), "little")
+
+    registers = {name: [] for name in ("a0", "a1", "a2", "a3", "b0", "b1", "c0", "c1", "c2", "c3")}
+    for warp in range(2):
+        for lane in range(32):
+            group, k = lane // 4, 2 * (lane % 4)
+            for i, (row, first) in enumerate(((0, 0), (8, 0), (0, 8), (8, 8))):
+                x = a[warp][group + row]
+                registers[f"a{i}"].append(pack(x[first + k], x[first + k + 1]))
+            for i in range(2):
+                y = b[warp][:, group]
+                registers[f"b{i}"].append(pack(y[8 * i + k], y[8 * i + k + 1]))
+            for i, (row, n) in enumerate(((0, 0), (0, 1), (8, 0), (8, 1))):
+                value = struct.pack("<f", c[warp][group + row][k + n])
+                registers[f"c{i}"].append(int.from_bytes(value, "little"))
+    asm = f"{MMA} {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
+    inputs = [np.array(column, np.uint32) for column in registers.values()]
+    found = run_asm(asm, ",".join(["=r"] * 4 + ["r"] * 10), inputs)
+    for warp in range(2):
+        expected = a[warp] @ b[warp] + c[warp]
+        for lane in range(32):
+            row, n = lane // 4, 2 * (lane % 4)
+            mine = [found[i].view(np.float32)[32 * warp + lane] for i in range(4)]
+            there = [expected[row + r][n + j] for r in (0, 8) for j in (0, 1)]
+            assert mine == there
+    with pytest.raises(AsmError, match="mma takes whole warps, found 31 threads"):
+        run_asm(asm, ",".join(["=r"] * 4 + ["r"] * 10), [column[:31] for column in inputs])
 
 
 # ---- program text -----------------------------------------------------------------------------
