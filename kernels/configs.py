@@ -13,6 +13,7 @@ class LaunchTable:
     # The `int` path of a 7-bit table: "u7" ORs the two half-table lookups, "u7sum" feeds both to
     # DP4A (fewer ALU, more FMA-heavy instructions).
     int_u7_step: str = "u7"
+    gemm_tokens: int = 16  # more tokens than this: dequantize, then the vendor's matmul
 
 
 # Little's law: bandwidth x latency / SM count, 2 KiB in flight per warp (four 128-bit row loads).
@@ -37,6 +38,10 @@ def programs_wanted(device: torch.device) -> int:
 
 def int_u7_step(device: torch.device) -> str:
     return launch_table(device).int_u7_step
+
+
+def gemm_tokens(device: torch.device) -> int:
+    return launch_table(device).gemm_tokens
 
 
 def launch_table(device: torch.device) -> LaunchTable:

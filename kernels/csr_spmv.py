@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_tensor
-from kernels.device import arrive
-from kernels.launch import output, start
+from kernels.device import arrive, four
+from kernels.launch import output, row_groups, start
 from kernels.layouts.sparse import CsrWeight, check_csr, dequantize_csr
-from kernels.sparse_device import dense_dot, products
+from kernels.sparse_device import SPARSE_BLOCK, dense_dot, products, sparse_rows
 
 ROW_BLOCK = 32  # rows per program of one thread each
 DENSE_SLICE = 1024  # columns of a dense row per program
@@ -166,6 +166,38 @@ def csr_spmv(
         start(hybrid_spmv, (programs + row_blocks,), *args, **constants, num_warps=1)
     else:
         start(rows_spmv, (row_blocks,), *arrays, y, rows, ROW_BLOCK=ROW_BLOCK, num_warps=1)
+    return y
+
+
+@triton.jit
+def tokens_spmm(
+    x_ptr, pointers_ptr, columns_ptr, values_ptr, y_ptr, N, K, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Grid (row groups, tokens): four rows of the CSR part times one of M activations."""
+    group, token = tl.program_id(0), tl.program_id(1)
+    values = sparse_rows(
+        x_ptr + token * K, pointers_ptr, columns_ptr, values_ptr, group, N, BLOCK
+    )  # fmt: skip
+    row = group * 4 + tl.arange(0, 4)
+    where = y_ptr + token * N + row
+    tl.store(where, four(values).to(y_ptr.dtype.element_ty), mask=row < N)
+
+
+def csr_spmm(x: Tensor, weight: CsrWeight) -> Tensor:
+    """Y = X S^T for a few tokens. x (M, K) float16 -> (M, N) float32, dense rows included.
+
+    Raises: LayoutError.
+    """
+    check_csr(weight)
+    rows, columns = weight.shape
+    check_tensor("x", x, dtype=torch.float16, shape=(None, columns), device=weight.device)
+    y = torch.empty((x.shape[0], rows), dtype=torch.float32, device=x.device)
+    arrays = (x, weight.row_pointers, weight.columns, weight.values)
+    grid = (row_groups(rows), x.shape[0])
+    start(tokens_spmm, grid, *arrays, y, rows, columns, BLOCK=SPARSE_BLOCK, num_warps=1)
+    if weight.dense_rows is not None:
+        dense = weight.dense_rows
+        y.index_copy_(1, dense.rows.long(), (x @ dense.values.T).float())
     return y
 
 

@@ -27,9 +27,8 @@ from kernels.launch import (
 from kernels.layouts.codebook import LutWeight, check_lut, dequantize_lut
 from kernels.layouts.sparse import CsrWeight, check_csr, dequantize_csr
 from kernels.lut_gemv import PATHS, lut_constants
-from kernels.sparse_device import dense_program, sparse_rows, store_group
+from kernels.sparse_device import SPARSE_BLOCK, dense_program, sparse_rows, store_group
 
-SPARSE_BLOCK = 128  # nonzeros of four rows per step: 0.45 % of 4096 columns are 74
 DENSE_SLICE = 1024  # columns of a dense row per program
 
 

@@ -9,6 +9,8 @@ from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry
 
 WARP = 32  # lanes; a tile is read by one warp
 GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 8: 128}  # groups of codes per warp and step
+GEMM_ROWS = 32  # rows of the weight per program
+GEMM_BLOCK = 32  # groups of codes per step
 SCALES = {"fp16": 0, "sym": 0, "int8": 1, "int16": 1, "u7": 2, "u7sum": 2, "uniform": 2}
 
 
@@ -18,16 +20,23 @@ def exact_constants(kind: str, bits: int, tile_codes: int) -> dict[str, object]:
     step = ptx.exact_step(kind, bits, pack)
     has_zero = SCALES[kind] == 2
     sum_text, sum_constraints = ptx.sum_step(step.inputs, pack) if has_zero else ("", "")
-    gain, centre = 1.0, 0.0
-    if kind in ("int8", "u7"):
-        gain, centre = 1 / ENTRY_SCALE, float(U7_CENTRE)
-    elif kind == "uniform":
-        gain, centre = 1 / uniform_entry_scale(bits), float(2 ** (bits - 1))
     return {
         **_operands(step),
         "SUM_TEXT": sum_text,
         "SUM_CONSTRAINTS": sum_constraints,
-        **_scaling(kind, gain, centre),
+        **_decoded_scaling(kind, bits),
+    }
+
+
+def decode_constants(kind: str, bits: int) -> dict[str, object]:
+    """Constants of the kernels that decode first and multiply later."""
+    step = ptx.decode_step(kind, bits)
+    return {
+        "PAIRS": step.inputs,
+        "TABLE": step.table,
+        "TEXT": step.text,
+        "CONSTRAINTS": step.constraints,
+        **_decoded_scaling(kind, bits),
     }
 
 
@@ -64,6 +73,18 @@ def _operands(step: ptx.Step) -> dict[str, object]:
         "TEXT": step.text,
         "CONSTRAINTS": step.constraints,
     }
+
+
+def _decoded_scaling(kind: str, bits: int) -> dict[str, object]:
+    """What undoes the FP16 decoders: they yield (entry - CENTRE) / GAIN."""
+    gain, centre = 1.0, 0.0
+    if kind == "int8":
+        gain = 1 / ENTRY_SCALE
+    elif kind == "u7":
+        gain, centre = 1 / ENTRY_SCALE, float(U7_CENTRE)
+    elif kind == "uniform":
+        gain, centre = 1 / uniform_entry_scale(bits), float(2 ** (bits - 1))
+    return _scaling(kind, gain, centre)
 
 
 def _scaling(kind: str, gain: float, centre: float) -> dict[str, object]:

@@ -25,9 +25,7 @@ def quad_products(
     else:
         quads = nibble_selectors(bits, words)
         decoded = [([*select, *lookup("L", table, bits)], "L") for select in quads]
-    return [
-        [*lines, *_both_planes(reg, planes, quad)] for quad, (lines, reg) in enumerate(decoded)
-    ]
+    return [[*lines, *_both_planes(reg, planes, quad)] for quad, (lines, reg) in enumerate(decoded)]
 
 
 def _both_planes(reg: str, planes: list[list[str]], quad: int) -> list[str]:

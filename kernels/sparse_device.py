@@ -5,6 +5,8 @@ import triton.language as tl
 
 from kernels.device import arrive, four
 
+SPARSE_BLOCK = 128  # nonzeros of four rows per step: 0.45 % of 4096 columns are 74
+
 
 @triton.jit
 def load_columns(columns_ptr, index, inside):
