@@ -22,4 +22,5 @@ class KernelCase:
     invariants: Mapping[str, float] = field(default_factory=dict)  # SASS opcode -> per weight
     num_warps: int = 1
     num_stages: int = 1
+    maxnreg: int | None = None  # registers per thread that ptxas may use; None: its own choice
     least_share: Mapping[str, float] = field(default_factory=dict)  # device -> of DRAM bandwidth

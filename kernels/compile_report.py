@@ -67,6 +67,8 @@ def compile_case(case: KernelCase, target: str):
     else:
         gpu = GPUTarget("hip", target, AMD_TARGETS[target])
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    if case.maxnreg is not None:
+        options["maxnreg"] = case.maxnreg
     return triton.compile(source, target=gpu, options=options)
 
 
@@ -79,8 +81,8 @@ def report(case: KernelCase, target: str, rates: Rates) -> Report:
 
 def _nvidia_report(case: KernelCase, target: str, rates: Rates) -> Report:
     compiled = compile_case(case, target)
-    program = parse(_run_tool("nvdisasm", compiled.asm["cubin"], "-c"))
-    resources = parse_resources(_run_tool("cuobjdump", compiled.asm["cubin"], "-res-usage"))
+    program = parse(run_tool("nvdisasm", compiled.asm["cubin"], "-c"))
+    resources = parse_resources(run_tool("cuobjdump", compiled.asm["cubin"], "-res-usage"))
     facts = {
         "case": case.name,
         "target": target,
@@ -159,12 +161,13 @@ def find_tool(name: str) -> str:
     return path
 
 
-def _run_tool(name: str, cubin: bytes, option: str) -> str:
+def run_tool(name: str, cubin: bytes, option: str) -> str:
+    """What nvdisasm or cuobjdump prints about a cubin. Raises: CompileError."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [find_tool(name), option, file.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own tool on our own file
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CompileError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
