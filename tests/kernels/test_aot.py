@@ -174,3 +174,35 @@ def test_decode_ceilings_on_a_hopper(compiled):
     assert share["lut3-fp16-exact"] >= 0.9
     assert share["lut4-fp16-exact"] >= 0.6
     assert share["lut4-u7-int"] >= 1.3
+
+
+GEMM_LAYOUTS = """
+import json, re
+from kernels.cases import kernel_cases
+from kernels.compile_report import compile_case
+out = {}
+for case in kernel_cases(90):
+    if case.function == "lut_gemm_kernel":
+        text = compile_case(case, "sm_90").asm["ttgir"]
+        layouts = dict(re.findall(r"^(#\\w+) = (#ttg.blocked<.*>)$", text, re.MULTILINE))
+        steps = [line for line in text.splitlines() if "elementwise_inline_asm" in line]
+        used = {name for line in steps for name in re.findall(r"x[if]32, (#\\w+)>", line)}
+        out[case.name] = sorted(layouts[name] for name in used)
+print(json.dumps(out))
+"""
+
+
+def test_matrix_fragments_rest_on_the_layout_that_triton_chose():
+    """The batched kernel's lanes hold the fragments of mma.m16n8k16 only in this layout."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-c", GEMM_LAYOUTS], cwd=ROOT, env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found
+    for case, layouts in found.items():
+        assert layouts, case
+        for layout in layouts:
+            assert "sizePerThread = [4], threadsPerWarp = [32]" in layout, (case, layout)
