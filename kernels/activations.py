@@ -83,9 +83,7 @@ def quantize_activations(
     first = tile * (T * CODES)
     planes = planes_ptr + tile * (T * CODES // 2)
     block = block_ptr + 2 * tile
-    if TAIL == 0:
-        _quantize_tile(x_ptr, planes, block, K, first, T, T, CODES, SLOTS, STEPS)
-    elif tile < FULL:
+    if tile < FULL:
         _quantize_tile(x_ptr, planes, block, K, first, T, T, CODES, SLOTS, STEPS)
     else:
         _quantize_tile(x_ptr, planes, block, K, first, TAIL, T, CODES, SLOTS, STEPS)

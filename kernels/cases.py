@@ -6,9 +6,19 @@ K is 28672, the largest of the LLaMA shapes, so that the inner loop is not unrol
 from collections.abc import Mapping
 
 from kernels.case import KernelCase
+from kernels.csr_spmv import ROW_BLOCK
+from kernels.fp16_gemv import BLOCK as FP16_BLOCK
 from kernels.layouts.codes import DEFAULT_TILE_CODES
 from kernels.lut_csr_fused import sparse_constants
-from kernels.plan import exact_constants, grouped_constants, int_constants
+from kernels.lut_gemm import ROWS as GEMM_ROWS
+from kernels.lut_gemm import STEP as GEMM_STEP
+from kernels.plan import (
+    exact_constants,
+    grouped_constants,
+    int_constants,
+    mma_constants,
+    mma_registers,
+)
 from kernels.ptx import codes_per_group
 
 ROWS = 4  # rows of the weight per program
@@ -88,9 +98,14 @@ def kernel_cases(arch: int) -> tuple[KernelCase, ...]:
             ("int", "int8", 3),
         )
     ]
+    gemms = [
+        _gemm(kind, bits, tokens)
+        for kind, bits in (("fp16", 2), ("fp16", 3), ("fp16", 4), ("u7", 4))
+        for tokens in (8, 16)
+    ]
     uniform = [_uniform(path, bits) for path in _X for bits in (2, 3, 4, 8)]
     uniform += [_grouped(bits) for bits in (2, 3, 4, 8)]
-    return (*luts, _gather(), *fused, *uniform)
+    return (*luts, _gather(), *fused, *gemms, *uniform, _fp16(), _csr_rows())
 
 
 def _lut(path: str, kind: str, bits: int) -> KernelCase:
@@ -132,6 +147,56 @@ def _gather() -> KernelCase:
         divisible=_pointers(signature),
         invariants={"FFMA": 1.0},
         least_share=_ALWAYS,
+    )
+
+
+def _gemm(kind: str, bits: int, tokens: int) -> KernelCase:
+    signature = _types("words_ptr", *_TABLE, *_OUTPUT)
+    signature = {"x_ptr": signature.pop("words_ptr"), **signature, "M": "i32"}
+    return KernelCase(
+        name=f"lut{bits}-{kind}-gemm{tokens}",
+        module="kernels.lut_gemm",
+        function="lut_gemm_kernel",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs={**_geometry(bits), **mma_constants(kind, bits, tokens)},
+        weight_bits=bits,
+        weights_per_iteration=GEMM_ROWS * GEMM_STEP * codes_per_group(bits),
+        invariants={"PRMT": _EXACT_PRMT[kind, bits]},
+        least_share=_ALWAYS,
+        **mma_registers(bits, tokens),
+    )
+
+
+def _fp16() -> KernelCase:
+    signature = _types("x_ptr", *_OUTPUT) | {"weight_ptr": "*fp16"}
+    return KernelCase(
+        name="fp16",
+        module="kernels.fp16_gemv",
+        function="fp16_gemv_kernel",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs={"K": COLUMNS, "PARTS": 1, "BLOCK": FP16_BLOCK},
+        weight_bits=16,
+        weights_per_iteration=ROWS * FP16_BLOCK,
+        invariants={"FFMA": 1.0},
+        least_share=_ALWAYS,
+    )
+
+
+def _csr_rows() -> KernelCase:
+    """One thread per row: a nonzero (2-byte column and value) per thread and trip."""
+    signature = _types("x_ptr", *_CSR[:3], "y_ptr", "N")
+    return KernelCase(
+        name="csr-rows",
+        module="kernels.csr_spmv",
+        function="rows_spmv",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs={"ROW_BLOCK": ROW_BLOCK},
+        weight_bits=32,
+        weights_per_iteration=ROW_BLOCK,
+        invariants={"FFMA": 1.0},
     )
 
 

@@ -28,9 +28,9 @@ def _decode(
     base = codes_ptr + index // T * (T * WORDS) + index % T
     operands = ()
     for plane in tl.static_range(WORDS):
-        operands = operands + (tl.load(base + plane * T, mask=inside, other=0),)  # noqa: RUF005
+        operands = operands + (tl.load(base + plane * T, mask=inside, other=0),)
     for word in tl.static_range(TABLE):
-        operands = operands + (tl.load(table_ptr + row * TABLE + word),)  # noqa: RUF005
+        operands = operands + (tl.load(table_ptr + row * TABLE + word),)
     return tl.inline_asm_elementwise(
         TEXT, CONSTRAINTS, operands, dtype=(tl.int32,) * PAIRS, is_pure=True, pack=1
     )

@@ -21,10 +21,10 @@ def load_words(ptr, lanes, LIMIT: tl.constexpr, T: tl.constexpr, COUNT: tl.const
     vectors = ()
     for plane in tl.static_range(COUNT):
         if LIMIT == T:
-            vectors = vectors + (tl.load(ptr + plane * LIMIT + lanes),)  # noqa: RUF005
+            vectors = vectors + (tl.load(ptr + plane * LIMIT + lanes),)
         else:
             word = tl.load(ptr + plane * LIMIT + lanes, mask=lanes < LIMIT, other=0)
-            vectors = vectors + (word,)  # noqa: RUF005
+            vectors = vectors + (word,)
     return vectors
 
 
@@ -35,7 +35,7 @@ def load_table(table_ptr, row, COUNT: tl.constexpr):
     if COUNT > 0:
         row = tl.inline_asm_elementwise(_HIDE, "=r,r", [row], dtype=tl.int32, is_pure=True, pack=1)
         for word in tl.static_range(COUNT):
-            words = words + (tl.load(table_ptr + row * COUNT + word),)  # noqa: RUF005
+            words = words + (tl.load(table_ptr + row * COUNT + word),)
     return words
 
 

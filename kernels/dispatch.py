@@ -16,7 +16,7 @@ from kernels.layouts.codebook import LutWeight
 from kernels.layouts.sparse import CsrWeight
 from kernels.layouts.uniform import UniformWeight, dequantize_uniform
 from kernels.lut_csr_fused import lut_csr_gemv
-from kernels.lut_gemm import lut_gemm
+from kernels.lut_gemm import ROWS, lut_gemm
 from kernels.lut_gemv import lut_gemv
 from kernels.uniform_gemv import uniform_gemv
 
@@ -59,7 +59,8 @@ def matmul(
     if chosen == "gemv":
         return _gemv(x[0], weight, sparse, path, counters)[None]
     if chosen == "gemm":
-        y = lut_gemm(x, weight)
+        blocks = -(-weight.shape[0] // ROWS)  # fewer than the GEMV's groups of four rows
+        y = lut_gemm(x, weight, counters=None if counters is None else counters[:blocks])
         return y if sparse is None else (y + csr_spmm(x, sparse)).to(x.dtype)
     if isinstance(weight, UniformWeight):
         if weight.act_order == "gather":

@@ -34,7 +34,7 @@ def _add_columns(
             weight = tl.load(where, mask=inside, other=0.0)
         else:
             weight = tl.load(where)
-        out = out + (sums[row] + weight.to(tl.float32) * x,)  # noqa: RUF005
+        out = out + (sums[row] + weight.to(tl.float32) * x,)
     return out
 
 

@@ -26,7 +26,7 @@ from kernels.launch import (
 )
 from kernels.layouts.codebook import LutWeight, check_lut, dequantize_lut
 from kernels.layouts.sparse import CsrWeight, check_csr, dequantize_csr
-from kernels.lut_gemv import PATHS, lut_constants
+from kernels.lut_gemv import lut_constants
 from kernels.sparse_device import SPARSE_BLOCK, dense_program, sparse_rows, store_group
 
 DENSE_SLICE = 1024  # columns of a dense row per program

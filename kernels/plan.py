@@ -9,8 +9,6 @@ from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry
 
 WARP = 32  # lanes; a tile is read by one warp
 GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 8: 128}  # groups of codes per warp and step
-GEMM_ROWS = 32  # rows of the weight per program
-GEMM_BLOCK = 32  # groups of codes per step
 SCALES = {"fp16": 0, "sym": 0, "int8": 1, "int16": 1, "u7": 2, "u7sum": 2, "uniform": 2}
 
 
@@ -41,10 +39,29 @@ def decode_constants(kind: str, bits: int) -> dict[str, object]:
 
 
 def int_constants(kind: str, bits: int, tile_codes: int) -> dict[str, object]:
-    """Constants of `int_rows` and `scale_rows`: integer products, zero points not yet subtracted."""
+    """Constants of `int_rows` and `scale_rows`: integer products of entries as they are stored."""
     pack = tile_codes // ptx.codes_per_group(bits) // WARP
     step = ptx.int_step(kind, bits, pack)
     return {**_operands(step), **_scaling(kind, 1.0, -INT8_CENTRE if kind == "int8" else 0.0)}
+
+
+def mma_constants(kind: str, bits: int, tokens: int) -> dict[str, object]:
+    """Constants of `lut_gemm_kernel` for up to 8 or up to 16 tokens."""
+    step = ptx.mma_step(kind, bits, 8 if tokens <= 8 else 16, has_zero=SCALES[kind] == 2)
+    return {
+        "TOKEN_BLOCKS": 1 if tokens <= 8 else 2,
+        "WORDS": step.words,
+        "PAIRS": step.inputs,
+        "TABLE": step.table,
+        "TEXT": step.text,
+        "CONSTRAINTS": step.constraints,
+        **_decoded_scaling(kind, bits),
+    }
+
+
+def mma_registers(bits: int, tokens: int) -> dict[str, int]:
+    """Launch option of `lut_gemm_kernel`: left alone, ptxas stops at 168 registers and spills."""
+    return {"maxnreg": 255} if bits == 3 and tokens > 8 else {}
 
 
 def grouped_constants(bits: int) -> dict[str, object]:

@@ -23,7 +23,7 @@ CHAIN = 16  # half2 products added in FP16 before their sum is promoted to FP32
 HIDE_UNIFORMITY = "{ .reg .b32 t; mov.u32 t, %tid.x; shr.u32 t, t, 24; add.u32 $0, $1, t; }"
 
 _SCRATCH = (
-    ".reg .b32 s, m, e, f, p, q, t, u, v, g, L, H, h, a, ah, am, al",
+    ".reg .b32 s, m, e, f, p, q, t, u, v, g, L, H, h, a, ah, am, al, one",
     ".reg .b16 h0, h1",
     ".reg .f32 f0, f1, sum",
 )
@@ -167,6 +167,64 @@ def decode_step(kind: str, bits: int) -> Step:
     registers = f".reg .b32 {', '.join(f'o{pair}' for pair in range(pairs))}"
     text = _join([*_SCRATCH, registers, *lines])
     return Step(text=text, constraints=constraints, words=words, inputs=pairs, table=table)
+
+
+@cache
+def mma_step(kind: str, bits: int, tokens: int, *, has_zero: bool) -> Step:
+    """acc += W X^T for 16 rows, 16 neighbouring groups of codes and 8 or 16 tokens.
+
+    A lane holds four groups of row lane / 4 and of row lane / 4 + 8, and the same columns of token
+    lane / 4 (and + 8): decoded pairs are A fragments as they stand. The order of K within a product
+    is free as long as both sides agree. Results are C fragments, four to a lane.
+    Operands: words of the upper rows, of the lower rows, pairs per 8 tokens, table of the upper
+    rows, of the lower rows, acc per 8 tokens, and with `has_zero` sums of the activations in the
+    same form -> acc and sums.
+    Source: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+    """
+    pack = 4
+    words, pairs, table = words_per_group(bits), codes_per_group(bits) // 2, table_words(kind, bits)
+    blocks = tokens // 8
+    results = blocks * (1 + has_zero)
+    inputs = "r" * (2 * words + blocks * pairs + 2 * table) + "f" * results
+    names, constraints = _operands(pack, "f" * results, inputs)
+    out, upper, lower, x, table_upper, table_lower, start = _split(
+        names, results, words, words, blocks * pairs, table, table, results
+    )
+    sums = [[f"c{result}_{part}" for part in range(pack)] for result in range(results)]
+    lines = [f".reg .f32 {', '.join(name for four in sums for name in four)}"]
+    for side in ("u", "l"):
+        lines.append(f".reg .b32 {', '.join(f'{side}{pair}' for pair in range(pairs))}")
+    for result in range(results):
+        lines += [f"mov.f32 {sums[result][part]}, {start[result][part]}" for part in range(pack)]
+    for lane in range(pack):
+        for side, codes, entries in (("u", upper, table_upper), ("l", lower, table_lower)):
+            decoded = decode_pairs(kind, bits, _lane(codes, lane), _lane(entries, 0))
+            for pair, decode in enumerate(decoded):
+                lines += [*decode, f"mov.b32 {side}{pair}, h"]
+        for pair in range(0, pairs, 2):
+            a = f"{{u{pair}, l{pair}, u{pair + 1}, l{pair + 1}}}"
+            for block in range(blocks):
+                first, second = (x[block * pairs + pair + k][lane] for k in (0, 1))
+                lines.append(_mma(sums[block], a, f"{{{first}, {second}}}"))
+                if has_zero:
+                    lines.append(_mma(sums[blocks + block], _ONES, f"{{{first}, {second}}}"))
+    for result in range(results):
+        lines += [f"mov.f32 {out[result][part]}, {sums[result][part]}" for part in range(pack)]
+    return Step(
+        text=_join([*_SCRATCH, "mov.b32 one, 0x3C003C00", *lines]),
+        constraints=constraints,
+        words=words,
+        inputs=pairs,
+        table=table,
+    )
+
+
+_ONES = "{one, one, one, one}"
+
+
+def _mma(sums: list[str], a: str, b: str) -> str:
+    c = "{" + ", ".join(sums) + "}"
+    return f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {c}, {a}, {b}, {c}"
 
 
 def _products(decoded: list[list[str]], x: list[str], *, first: int, last: int) -> list[str]:

@@ -1,8 +1,9 @@
 """Uniform GEMV for GPTQ, AWQ and RTN grids: y = W x, W = scale * (code - zero); batch 1.
 
 One scale per row: the LUT kernels with a step that needs no table. Groups: the row's tiles lie
-within groups, so that a thread's codes share a scale. Act-order: `gather` fetches the scale of every
-decoded weight by g_idx, the slow baseline; `fold` permutes the activations once, then runs grouped.
+within groups, so that a thread's codes share a scale. Act-order: `gather` fetches the scale of
+every decoded weight by g_idx, the slow baseline; `fold` permutes the activations once, then runs
+grouped.
 """
 
 import torch
@@ -43,9 +44,9 @@ def _load_planes(ptr, index, T: tl.constexpr, COUNT: tl.constexpr, inside, MASKE
     vectors = ()
     for plane in tl.static_range(COUNT):
         if MASKED:
-            vectors = vectors + (tl.load(base + plane * T, mask=inside, other=0),)  # noqa: RUF005
+            vectors = vectors + (tl.load(base + plane * T, mask=inside, other=0),)
         else:
-            vectors = vectors + (tl.load(base + plane * T),)  # noqa: RUF005
+            vectors = vectors + (tl.load(base + plane * T),)
     return vectors
 
 
@@ -81,7 +82,7 @@ def _add_block(
         new = tl.inline_asm_elementwise(
             TEXT, CONSTRAINTS, operands, dtype=tl.float32, is_pure=True, pack=PACK
         )
-        out = out + (new,)  # noqa: RUF005
+        out = out + (new,)
     return out
 
 

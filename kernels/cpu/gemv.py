@@ -47,7 +47,7 @@ def _vector_gemv(entries: str, bits: int, block: int, *, scaled: bool) -> Callab
     dot = tile_dot(entries, bits, block)
 
     @njit(parallel=True, nogil=True)
-    def run(words, tiles, x, sums, group_of_tile, table, scale_zero, y):  # noqa: PLR0913 - numba takes arrays, not records
+    def run(words, tiles, x, sums, group_of_tile, table, scale_zero, y):
         row_words, row_table = words.shape[1], table.shape[1]
         for n in prange(words.shape[0]):
             total = np.float32(0)
@@ -76,7 +76,7 @@ def _code(words, n, word, groups, group, parts):
 
 
 @njit(parallel=True, nogil=True)
-def _scalar_gemv(words, tiles, fields, x, values, scale_zero, group_of_column, y):  # noqa: PLR0913 - numba takes arrays, not records
+def _scalar_gemv(words, tiles, fields, x, values, scale_zero, group_of_column, y):
     """Code by code. values: (N, 2**bits) FP32, or empty: then scale * (code - zero) per group."""
     slots = fields.shape[0]
     for n in prange(words.shape[0]):

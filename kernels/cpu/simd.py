@@ -214,7 +214,7 @@ def tile_dot(entries: str, bits: int, block: int) -> Callable:
     """
 
     @intrinsic
-    def dot(_context, words, word, groups, x, first, table, entry):  # noqa: PLR0913 - flat for numba
+    def dot(_context, words, word, groups, x, first, table, entry):
         signature = types.float32(words, word, groups, x, first, table, entry)
 
         def generate(context, builder, signature, values):
