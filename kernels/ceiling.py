@@ -143,7 +143,7 @@ def _slots(body: Iterable[Instruction], limit: Limit, class_of: Mapping[str, str
         if limit.classes is None:
             total += 1
         elif kind in limit.classes:
-            total += instruction.words if kind == "memory" else 1
+            total += instruction.words if kind == "memory" else instruction.operations
     return total
 
 

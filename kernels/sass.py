@@ -12,6 +12,8 @@ WARP_LANES = 32
 UNROLLINGS = (1, 2, 4, 8, 16)  # how often ptxas may have copied the body of a loop
 INVARIANT_TOLERANCE = 0.05  # ptxas moves constants by HFMA2 on sm_120, selects by PRMT
 
+PACKED = {"FFMA": "FFMA2", "FADD": "FADD2", "FMUL": "FMUL2"}
+
 _INSTRUCTION = re.compile(
     r"/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?(?P<opcode>[A-Z][A-Z0-9_.]*)(?P<operands>[^;]*);"
 )
@@ -40,6 +42,11 @@ class Instruction:
         modifiers = self.opcode.split(".")
         return 4 if "128" in modifiers else 2 if "64" in modifiers else 1
 
+    @property
+    def operations(self) -> int:
+        """2 for Blackwell's packed FP32 instructions, which do the work of two."""
+        return 2 if self.base in PACKED.values() else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -66,7 +73,8 @@ class DecodeLoop:
     outside: int  # instructions of the program that are in no loop
 
     def per_weight(self, opcode: str) -> float:
-        return sum(i.base == opcode for i in self.body) / self.weights_per_lane
+        """Operations per weight; a packed instruction counts as two of its kind."""
+        return operations(self.body, opcode) / self.weights_per_lane
 
 
 def parse(text: str) -> Program:
@@ -134,13 +142,19 @@ def _no_loop(program: Program, invariants: Mapping[str, float], weights_per_lane
 
     seen = []
     for loop in program.innermost_loops:
-        counts = base_counts(program.instructions[loop.start : loop.stop])
-        per_weight = {opcode: counts[opcode] / weights_per_lane for opcode in invariants}
+        body = program.instructions[loop.start : loop.stop]
+        per_weight = {opcode: operations(body, opcode) / weights_per_lane for opcode in invariants}
         seen.append(f"{len(loop)} instructions: {describe(per_weight)}")
     return (
         f"no loop has {describe(invariants)} per weight; "
         f"innermost loops: {'; '.join(seen) or 'none'}"
     )
+
+
+def operations(body: Iterable[Instruction], opcode: str) -> int:
+    """Operations of one kind: instructions, packed ones twice."""
+    names = (opcode, PACKED.get(opcode))
+    return sum(instruction.operations for instruction in body if instruction.base in names)
 
 
 def base_counts(body: Iterable[Instruction]) -> Counter[str]:

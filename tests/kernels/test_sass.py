@@ -55,6 +55,15 @@ def test_the_decode_loop_is_the_one_whose_counts_fit():
     assert loop.per_weight("PRMT") == 1.0
 
 
+def test_packed_instructions_of_blackwell_count_twice():
+    text = SASS.replace("HFMA2.MMA R16, R14, R24, R16", "FFMA2 R16, R14, R24, R16")
+    loop = find_decode_loop(parse(text), {"PRMT": 1.0, "FFMA": 0.5}, weights_per_lane=4)
+    rates = load_rates()
+    ceiling = decode_ceiling(loop, rates.architectures[100], rates)
+    assert ceiling.per_weight["fma"] == (2 + 1) / 4  # two FP32 operations and one HFMA2
+    assert ceiling.per_weight["issue"] == 11 / 4
+
+
 def test_an_unrolled_loop_is_recognised_by_its_counts():
     loop = find_decode_loop(parse(SASS), INVARIANTS, weights_per_lane=2)
     assert (loop.unrolling, loop.weights_per_lane) == (2, 4)
