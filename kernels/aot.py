@@ -107,7 +107,7 @@ def as_markdown(reports: Sequence[Report | str]) -> str:
             [
                 name,
                 str(max(line.registers for line in mine.values())),
-                *(f"{shown.per_weight[unit]:.2f}" for unit in units),
+                *(f"{shown.per_weight.get(unit, 0):.2f}" for unit in units),
                 f"{shown.weights_per_sm_cycle:.1f}",
                 shown.bound,
                 *(f"{shares[device]:.2f}" if device in shares else "-" for device in devices),
