@@ -14,6 +14,7 @@ from kernels.launch import start
 from kernels.layouts.codes import PackedCodes, codes_per_group, quad_slots
 
 STEPS = 127 * 256  # largest value of 256 * high + low
+TINY = 1e-30  # below any FP16 magnitude
 
 
 def activation_planes_ref(x: Tensor, codes: PackedCodes) -> tuple[Tensor, Tensor]:
@@ -23,7 +24,7 @@ def activation_planes_ref(x: Tensor, codes: PackedCodes) -> tuple[Tensor, Tensor
     planes, blocks = [], []
     for tile in wide.split(codes.tile_codes):
         largest = tile.abs().max()
-        inverse = torch.where(largest > 0, STEPS / largest, torch.zeros_like(largest))
+        inverse = STEPS / largest.clamp_min(TINY)
         steps = torch.floor(tile * inverse + 0.5).to(torch.int32)
         high = (steps + 128) >> 8
         groups = tile.numel() // codes_per_group(codes.bits)
@@ -42,7 +43,7 @@ def activation_planes_ref(x: Tensor, codes: PackedCodes) -> tuple[Tensor, Tensor
 def _quantize_tile(
     x_ptr, planes_ptr, block_ptr, K, first,
     GROUPS: tl.constexpr, T: tl.constexpr, CODES: tl.constexpr, SLOTS: tl.constexpr,
-    STEPS: tl.constexpr,
+    STEPS: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     """One tile of GROUPS groups from column `first`; T is GROUPS of a full tile."""
     column = tl.arange(0, T * CODES)
@@ -50,7 +51,7 @@ def _quantize_tile(
     x = tl.load(x_ptr + first + column, mask=inside, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(x), 0)
     scale = largest / STEPS
-    inverse = tl.where(largest > 0, STEPS / largest, 0.0)
+    inverse = STEPS / tl.maximum(largest, TINY)  # a tile of zeros stays zero
     total = tl.sum(tl.floor(x * inverse + 0.5), 0)
     tl.store(block_ptr, scale)
     tl.store(block_ptr + 1, scale * total)
@@ -76,7 +77,7 @@ def _quantize_tile(
 def quantize_activations(
     x_ptr, planes_ptr, block_ptr, K,
     FULL: tl.constexpr, TAIL: tl.constexpr, T: tl.constexpr, CODES: tl.constexpr,
-    SLOTS: tl.constexpr, STEPS: tl.constexpr,
+    SLOTS: tl.constexpr, STEPS: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles,): planes and block scale of one tile, the last one perhaps smaller."""
     tile = tl.program_id(0)
@@ -84,9 +85,9 @@ def quantize_activations(
     planes = planes_ptr + tile * (T * CODES // 2)
     block = block_ptr + 2 * tile
     if tile < FULL:
-        _quantize_tile(x_ptr, planes, block, K, first, T, T, CODES, SLOTS, STEPS)
+        _quantize_tile(x_ptr, planes, block, K, first, T, T, CODES, SLOTS, STEPS, TINY)
     else:
-        _quantize_tile(x_ptr, planes, block, K, first, TAIL, T, CODES, SLOTS, STEPS)
+        _quantize_tile(x_ptr, planes, block, K, first, TAIL, T, CODES, SLOTS, STEPS, TINY)
 
 
 def activation_planes(x: Tensor, codes: PackedCodes) -> tuple[Tensor, Tensor]:
@@ -112,5 +113,6 @@ def activation_planes(x: Tensor, codes: PackedCodes) -> tuple[Tensor, Tensor]:
         CODES=codes_per_group(codes.bits),
         SLOTS=slots,
         STEPS=STEPS,
+        TINY=TINY,
     )
     return planes, block

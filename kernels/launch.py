@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kernels.checks import check_tensor, fail
+from kernels.checks import check_choice, check_tensor, fail
 from kernels.configs import programs_wanted
 from kernels.layouts.codes import PackedCodes
 
@@ -84,7 +84,11 @@ def activation_words(x: Tensor, codes: PackedCodes) -> Tensor:
 
 
 def tiling(codes: PackedCodes, parts: int) -> Mapping[str, int]:
-    """The compile-time geometry of a row."""
+    """The compile-time geometry of a row whose tiles a warp reads as 32-, 64- or 128-bit vectors.
+
+    Raises: LayoutError when the tile has not 32, 64 or 128 groups.
+    """
+    check_choice("groups per tile", codes.tile_groups, (32, 64, 128))
     return {
         "FULL": codes.full_tiles,
         "TAIL": codes.tail_groups,

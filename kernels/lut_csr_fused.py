@@ -151,7 +151,7 @@ def lut_csr_gemv(
     parts = split_parts(codes, groups, x.device) if parts is None else parts
     check_parts(parts, codes)
     constants = sparse_constants(columns, 0 if dense is None else dense.rows.numel())
-    constants |= {**lut_constants(weight, path), **tiling(codes, parts), "num_warps": 1}
+    constants |= {**tiling(codes, parts), **lut_constants(weight, path), "num_warps": 1}
     y = output(out, rows, x)
     dense_programs = constants["DENSE"] * constants["SLICES"]
     shared = parts > 1 or dense is not None

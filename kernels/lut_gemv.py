@@ -146,7 +146,7 @@ def lut_gemv(
     groups = row_groups(rows)
     parts = split_parts(codes, groups, x.device) if parts is None else parts
     check_parts(parts, codes)
-    constants = {**lut_constants(weight, path), **tiling(codes, parts), "num_warps": 1}
+    constants = {**tiling(codes, parts), **lut_constants(weight, path), "num_warps": 1}
     y = output(out, rows, x)
     partials, counters = workspace(rows, parts, counters, book.table)
     scale = book.table if book.scale is None else book.scale

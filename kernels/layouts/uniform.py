@@ -69,6 +69,7 @@ def pack_uniform(
     rows, columns = codes.shape
     group_size = columns if group_size is None else group_size
     _check_group_size(bits, group_size, columns)
+    group_size = min(group_size, columns)
     groups = -(-columns // group_size)
     shape = (rows, groups, 2)
     check_tensor("scale_zero", scale_zero, dtype=torch.float16, shape=shape, device=codes.device)

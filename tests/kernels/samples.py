@@ -18,8 +18,8 @@ from kernels.layouts import (
 )
 from kernels.layouts.sparse import csr_from_dense
 
-# Around tiles of 512 to 2048 codes: less than one, one with a tail, exactly two, odd everywhere.
-SHAPES = ((1, 1), (5, 300), (6, 2348), (3, 4096))
+# Around tiles of 512 to 2048 codes: part of one, whole ones with a tail, whole ones alone.
+SHAPES = ((1, 1), (5, 300), (3, 2348), (2, 2048))
 # (kind, bits) that each path of the LUT kernels decodes from registers.
 EXACT = (
     ("fp16", 2), ("fp16", 3), ("fp16", 4), ("int8", 2), ("int8", 3), ("int8", 4), ("u7", 4),
