@@ -16,7 +16,7 @@ CHUNK_NNZ = 256  # nonzeros per program of the balanced form
 class Subject:
     """One kernel in one form."""
 
-    family: str  # lut, lut-csr, uniform, csr, gemm, fp16 or cublas
+    family: str  # a maker below
     bits: int
     kind: str = "fp16"  # of the codebook
     path: str = "exact"
@@ -56,6 +56,10 @@ def _subjects() -> dict[str, Subject]:
         for bits in (3, 4):
             name = f"lut{bits}-fp16-batch{batch}"
             out[name] = Subject(family="gemm", bits=bits, batch=batch)
+    for family, bits, batch in (
+        ("matmul", 4, 32), ("matmul-uniform", 4, 32), ("matmul-csr", 3, 32), ("matmul-csr", 3, 4)
+    ):  # fmt: skip
+        out[f"{family}-{bits}-batch{batch}"] = Subject(family=family, bits=bits, batch=batch)
     for form in ("rows", "hybrid", "balanced"):
         out[f"csr-{form}"] = Subject(family="csr", bits=32, form=form)
     return out
@@ -106,6 +110,9 @@ def prepare(subject: Subject, shape: tuple[int, int], device: str, seed: int = 0
         "uniform": _uniform,
         "csr": _csr,
         "gemm": _gemm,
+        "matmul": _matmul,
+        "matmul-uniform": _matmul,
+        "matmul-csr": _matmul,
         "fp16": _fp16,
         "cublas": _cublas,
     }
@@ -196,11 +203,10 @@ def _lut_csr(subject: Subject, shape: tuple[int, int]) -> Prepared:
     )
 
 
-def _uniform(subject: Subject, shape: tuple[int, int]) -> Prepared:
+def _uniform_weight(subject: Subject, shape: tuple[int, int]) -> Any:
     import torch
 
     from kernels.layouts import pack_uniform
-    from kernels.uniform_gemv import uniform_gemv, uniform_gemv_ref
 
     bits, group = subject.bits, subject.group_size
     codes = torch.randint(0, 2**bits, shape, dtype=torch.uint8)
@@ -210,16 +216,22 @@ def _uniform(subject: Subject, shape: tuple[int, int]) -> Prepared:
     g_idx = None
     if subject.act_order:
         g_idx = (torch.arange(shape[1]) // group)[torch.randperm(shape[1])].to(torch.int32)
-    weight = pack_uniform(
+    return pack_uniform(
         codes, scale_zero, bits=bits, group_size=group, g_idx=g_idx, act_order=subject.act_order
     )
 
+
+def _uniform(subject: Subject, shape: tuple[int, int]) -> Prepared:
+    from kernels.uniform_gemv import uniform_gemv, uniform_gemv_ref
+
     def run(x: Any, weights: tuple, out: Any, counters: Any) -> None:
-        split = {"counters": counters} if group is None else {}
+        split = {"counters": counters} if subject.group_size is None else {}
         uniform_gemv(x, *weights, out=out, **split)
 
     return Prepared(
-        weights=(weight,), run=run, reference=lambda x, weights: uniform_gemv_ref(x, *weights)
+        weights=(_uniform_weight(subject, shape),),
+        run=run,
+        reference=lambda x, weights: uniform_gemv_ref(x, *weights),
     )
 
 
@@ -234,6 +246,26 @@ def _gemm(subject: Subject, shape: tuple[int, int]) -> Prepared:
         weights=(_lut_weight(subject, shape),),
         run=run,
         reference=lambda x, weights: x.double() @ dequantize_lut(*weights).double().T,
+        batch=subject.batch,
+    )
+
+
+def _matmul(subject: Subject, shape: tuple[int, int]) -> Prepared:
+    """The dispatcher for several tokens; it returns a new tensor, so a copy is timed with it."""
+    from kernels.dispatch import matmul, matmul_ref
+
+    make = _uniform_weight if subject.family == "matmul-uniform" else _lut_weight
+    weights = (make(subject, shape),)
+    if subject.family == "matmul-csr":
+        weights += (_csr_weight(shape, "hybrid"),)
+
+    def run(x: Any, weights: tuple, out: Any, _counters: Any) -> None:
+        out.copy_(matmul(x, *weights))
+
+    return Prepared(
+        weights=weights,
+        run=run,
+        reference=lambda x, weights: matmul_ref(x, *weights),
         batch=subject.batch,
     )
 

@@ -16,7 +16,7 @@ from kernels.layouts.codes import PackedCodes, pack_codes
 from kernels.layouts.sparse import csr_from_dense, dequantize_csr
 from kernels.layouts.uniform import dequantize_uniform
 
-SHAPES = [(1, 1), (5, 100), (3, 4096), (2, 4224), (7, 1000)]  # rows, columns
+SHAPES = [(1, 1), (5, 100), (3, 4096), (2, 4224)]  # rows, columns
 
 
 @pytest.fixture(params=["vector", "scalar"])
@@ -107,8 +107,10 @@ def random_uniform(bits: int, shape: tuple[int, int], group_size: int | None, ac
 
 
 @pytest.mark.usefixtures("code")
-@pytest.mark.parametrize("group_size", [None, 64, 128, 1024])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("bits", "group_size"),
+    [(2, 128), (3, None), (3, 64), (3, 128), (4, None), (4, 128), (8, None), (8, 1024)],
+)
 def test_uniform_gemv(bits, group_size):
     torch.manual_seed(bits)
     weight = random_uniform(bits, (5, 2176), group_size)

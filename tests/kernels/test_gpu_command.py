@@ -208,7 +208,7 @@ def test_bytes_of_a_subject_are_those_it_stores():
 @pytest.mark.parametrize("kernel", gpu_subjects.SUBJECTS)
 def test_every_subject_runs_and_is_right(kernel, capsys, monkeypatch):
     monkeypatch.setattr(gpu_worker, "REPEATS", 1)  # the interpreter is slow
-    gpu_worker.check(kernel, ((6, 300),), device="cpu")
+    gpu_worker.check(kernel, ((3, 200),), device="cpu")
     line = json.loads(capsys.readouterr().out)
     assert line["ok"], line
 
