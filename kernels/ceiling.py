@@ -37,6 +37,7 @@ class Device:
     """What a decode ceiling is held against, in SI base units."""
 
     name: str
+    file: str  # stem of its description in hardware/
     architecture: int
     sm_count: int
     clock_hz: float
@@ -108,6 +109,7 @@ def _architecture(entry: Mapping, path: Path, known: set[str]) -> Architecture:
 def _device(name: str, entry: Mapping) -> Device:
     return Device(
         name=name,
+        file=entry["file"],
         architecture=entry["architecture"],
         sm_count=entry["sm_count"],
         clock_hz=entry["clock_mhz"] * 1e6,
