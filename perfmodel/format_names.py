@@ -27,7 +27,7 @@ from perfmodel.formats import Codebook, Scales, Sparse, WeightFormat
 
 K_MULTIPLE = 128  # codes per 128-bit load of each 3-bit word plane; rows are padded to it
 DENSEST_ROWS = 10  # SqueezeLLM, section 4.3: "10 densest rows"
-NONZEROS_PER_THREAD = 10  # SqueezeLLM, ICML 2024, appendix C: balanced kernel
+NONZEROS_PER_START_ROW = 256  # chunk of one program of the balanced kernel
 MAX_IDEAL_BITS = 32
 MAX_NAME_CHARS = 64
 
@@ -163,8 +163,9 @@ def _check(name: str, words: _Words) -> None:
         raise UsageError(f"weight format {name!r}: found group size 0, expected at least 1")
     if words.sparsity is not None and not 0 < words.sparsity < 1:
         raise UsageError(f"weight format {name!r}: sparse percent must be above 0 and below 100")
-    if words.entry == "sym" and words.bits != 4:
-        raise UsageError(f"weight format {name!r}: sign-symmetric codebooks have 4 bits")
+    if words.entry and words.bits not in _ENTRY_BITS[words.entry]:
+        have = " or ".join(str(bits) for bits in _ENTRY_BITS[words.entry])
+        raise UsageError(f"weight format {name!r}: {words.entry} codebooks have {have} bits")
     if words.layout and words.sparsity is None:
         raise UsageError(f"weight format {name!r}: {words.layout} needs a sparse share, as -s0.45")
 
@@ -194,8 +195,8 @@ def _lookup(words: _Words) -> WeightFormat:
     entries = 2**bits
     codebook = {
         None: Codebook(entries=entries, entry_bits=16),
-        "int8": Codebook(entries=entries, entry_bits=8, extra_bits=16),
-        "u7": Codebook(entries=entries, entry_bits=8, extra_bits=32),
+        "int8": Codebook(entries=entries, entry_bits=8, scale_bits=16),
+        "u7": Codebook(entries=entries, entry_bits=8, scale_bits=32),
         "sym": Codebook(entries=entries // 2, entry_bits=16),
     }[words.entry]
     return WeightFormat(
@@ -210,7 +211,7 @@ def _lookup(words: _Words) -> WeightFormat:
 def _csr(words: _Words) -> Sparse:
     return Sparse(
         density=words.sparsity or Fraction(0),
-        nonzeros_per_start_row=NONZEROS_PER_THREAD if words.layout == "balanced" else None,
+        nonzeros_per_start_row=NONZEROS_PER_START_ROW if words.layout == "balanced" else None,
         dense_rows=DENSEST_ROWS if words.layout == "hybrid" else 0,
     )
 
@@ -252,7 +253,7 @@ def _gptvq(words: _Words) -> WeightFormat:
             entries=entries,
             entry_bits=8,
             dim=dim,
-            extra_bits=16,
+            scale_bits=16,
             rows=max(1, group // columns),
             columns=columns,
         ),
@@ -286,7 +287,7 @@ def _as_papers_count(stored: WeightFormat, *, index_bits: int) -> WeightFormat:
     return replace(
         stored,
         k_multiple=1,
-        codebook=replace(codebook, extra_bits=0) if codebook else None,
+        codebook=replace(codebook, scale_bits=0) if codebook else None,
         scales=scales if scales and scales.group else None,
         sparse=apart,
         order_bits=0,
@@ -319,6 +320,8 @@ _WHOLE = tuple(Fraction(bits) for bits in range(2, 9))
 _LOOKUP = tuple(Fraction(bits) for bits in (2, 3, 4, 8))
 _SPQR = tuple(Fraction(bits) for bits in (2, 3, 4))
 _GPTVQ = tuple(Fraction(text) for text in ("1", "1.5", "2", "2.5", "3", "3.5", "4"))
+
+_ENTRY_BITS = {"int8": (2, 3, 4), "u7": (4,), "sym": (4,)}
 
 # method: builder, words it takes, words it needs, bit widths (none: any)
 _METHODS: dict[str, tuple[_Builder, set[str], set[str], tuple[Fraction, ...]]] = {

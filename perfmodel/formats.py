@@ -32,13 +32,19 @@ class Codebook(msgspec.Struct, frozen=True, kw_only=True):
     entries: int
     entry_bits: int
     dim: int = 1  # weights per entry: vector quantization if above 1
-    extra_bits: int = 0  # scale and zero of the table itself
+    scale_bits: int = 0  # scale and zero of the table itself
     rows: int = 1
     columns: int | None = None  # None: the whole row
 
-    def bits(self, n: int, k: int) -> int:
-        tables = ceil_div(n, self.rows) * (1 if self.columns is None else ceil_div(k, self.columns))
-        return tables * (self.entries * self.dim * self.entry_bits + self.extra_bits)
+    def tables(self, n: int, k: int) -> int:
+        return ceil_div(n, self.rows) * (1 if self.columns is None else ceil_div(k, self.columns))
+
+    def bits(self, n: int, k: int) -> dict[str, int]:
+        tables = self.tables(n, k)
+        return {
+            "codebook": tables * self.entries * self.dim * self.entry_bits,
+            "scales": tables * self.scale_bits,
+        }
 
 
 class Scales(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,8 +106,10 @@ class WeightFormat(msgspec.Struct, frozen=True, kw_only=True):
         bits["codes"] = ceil_div(
             self.code_bits.numerator * n * padded_k, self.code_bits.denominator
         )
-        bits["codebook"] = self.codebook.bits(n, k) if self.codebook else 0
-        bits["scales"] = self.scales.bits(n, k) if self.scales else 0
+        if self.codebook:
+            bits |= self.codebook.bits(n, k)
+        if self.scales:
+            bits["scales"] += self.scales.bits(n, k)
         bits["order"] = self.order_bits * k
         if self.sparse:
             bits |= self.sparse.bits(n, k)
