@@ -33,8 +33,13 @@ def row_groups(rows: int) -> int:
 
 def split_parts(codes: PackedCodes, groups: int, device: torch.device) -> int:
     """Parts of K so that the grid fills the device: a divisor of the full tiles of a row."""
-    wanted = -(-programs_wanted(device) // groups)
-    return max(part for part in range(1, wanted + 1) if codes.full_tiles % part == 0)
+    return fitting_parts(codes.full_tiles, groups, device)
+
+
+def fitting_parts(units: int, groups: int, device: torch.device) -> int:
+    """The most parts, up to what the device wants, that divide a row's `units` evenly."""
+    wanted = min(-(-programs_wanted(device) // groups), max(units, 1))
+    return max(part for part in range(1, wanted + 1) if units % part == 0)
 
 
 def check_parts(parts: int, codes: PackedCodes) -> None:

@@ -12,12 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_choice, check_tensor, fail
-from kernels.configs import programs_wanted
 from kernels.device import arrive
-from kernels.launch import start
+from kernels.launch import fitting_parts, start
 from kernels.layouts.codebook import LutWeight, check_lut
 from kernels.layouts.uniform import UniformWeight, check_uniform
-from kernels.plan import mma_constants, mma_registers
+from kernels.plan import GEMM_REGISTERS, mma_constants
 
 MAX_TOKENS = 16
 ROWS = 16  # rows of the weight per program
@@ -200,7 +199,7 @@ def lut_gemm(
     check_tensor("out", y, dtype=dtypes, shape=(tokens, rows), device=x.device)
     constants = mma_constants(kind, codes.bits, tokens)
     blocks, steps = -(-rows // ROWS), codes.full_tiles * (codes.tile_groups // STEP)
-    parts = _parts(steps, blocks, x.device) if parts is None else parts
+    parts = fitting_parts(steps, blocks, x.device) if parts is None else parts
     if parts != 1 and (parts < 1 or steps == 0 or steps % parts):
         raise fail("parts", parts, f"a divisor of the {steps} steps of a row")
     partials = table
@@ -221,7 +220,7 @@ def lut_gemm(
         PARTS=parts,
         T=codes.tile_groups,
         num_warps=1,
-        **mma_registers(codes.bits, tokens),
+        maxnreg=GEMM_REGISTERS,
         **constants,
     )
     return y
@@ -242,8 +241,3 @@ def _operands(weight: LutWeight | UniformWeight) -> tuple[str, Tensor, Tensor]:
     check_choice("bits of a LUT GEMM", codes.bits, (2, 3, 4))
     check_choice("codebook kind", book.kind, ("fp16", "int8", "u7", "sym"))
     return book.kind, book.table, book.table if book.scale is None else book.scale
-
-
-def _parts(steps: int, blocks: int, device: torch.device) -> int:
-    wanted = -(-programs_wanted(device) // blocks)
-    return max(part for part in range(1, wanted + 1) if steps % part == 0)

@@ -119,6 +119,14 @@ def grouped_gemv(
 
 
 @triton.jit
+def _field(
+    words, WORD: tl.constexpr, LOW: tl.constexpr, WIDTH: tl.constexpr, START: tl.constexpr
+):  # fmt: skip
+    """Bits of a code, where `slot_fields` says they stand."""
+    return ((words[WORD] >> START) & ((1 << WIDTH) - 1)) << LOW
+
+
+@triton.jit
 def gather_order_gemv(
     x_ptr, codes_ptr, scale_ptr, order_ptr, y_ptr, K,
     TOTAL: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr,
@@ -137,10 +145,10 @@ def gather_order_gemv(
         for slot in tl.static_range(CODES):
             code = tl.zeros((BLOCK,), tl.int32)
             for field in tl.static_range(3):
-                at: tl.constexpr = 4 * (3 * slot + field)
-                if FIELDS[at + 2] > 0:
-                    bits = (words[FIELDS[at]] >> FIELDS[at + 3]) & ((1 << FIELDS[at + 2]) - 1)
-                    code |= bits << FIELDS[at + 1]
+                code |= _field(
+                    words, FIELDS[12 * slot + 4 * field], FIELDS[12 * slot + 4 * field + 1],
+                    FIELDS[12 * slot + 4 * field + 2], FIELDS[12 * slot + 4 * field + 3],
+                )  # fmt: skip
             column = tile * (T * CODES) + 2 * ((slot // 2) * T + local) + slot % 2
             inside = (index < TOTAL) & (column < K)
             x = tl.load(x_ptr + column, mask=inside, other=0.0).to(tl.float32)
@@ -220,10 +228,10 @@ def _start_grouped(x: Tensor, weight: UniformWeight, y: Tensor) -> None:
 
 def _start_gather(x: Tensor, weight: UniformWeight, y: Tensor) -> None:
     codes = weight.codes
-    fields: list[int] = []
-    for slot in slot_fields(codes.bits, codes.order):
-        parts = [*slot, *[(0, 0, 0, 0)] * (3 - len(slot))]
-        fields += [number for part in parts for number in part]
+    nothing = (0, 0, 0, 0)
+    slots = slot_fields(codes.bits, codes.order)
+    padded = [part for slot in slots for part in (*slot, nothing, nothing)[:3]]
+    fields = [number for part in padded for number in part]
     start(
         gather_order_gemv,
         (codes.rows,),
