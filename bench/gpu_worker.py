@@ -34,6 +34,7 @@ BATCH = 10  # kernels whose weight copies are in memory together
 UNSTEADY = 0.05  # interquartile range over median above which a timing is flagged
 THROTTLED = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 TOUCH_SHAPES = CHECK_SHAPES[:3:2]  # compiled and cached by the check already
+DEVICE = "cuda"
 TUNED_KERNELS = ("lut3-fp16-exact", "lut4-fp16-exact", "lut4-u7-int", "lut3-int8-int")
 TUNED_WARPS = (4, 6, 8, 10, 13, 16, 20, 24, 32, 48)
 
@@ -114,7 +115,7 @@ def throttled(state: dict[str, str]) -> list[str]:
 
 
 def check(
-    kernel: str, shapes: Sequence[tuple[int, int]] = CHECK_SHAPES, device: str = "cuda"
+    kernel: str, shapes: Sequence[tuple[int, int]] = CHECK_SHAPES, device: str = DEVICE
 ) -> None:
     """Fresh random weights and activations against FP64; poisoned output, canaries, repeats."""
     for number, shape in enumerate(shapes):
@@ -162,15 +163,15 @@ class Rotation:
 
     def __init__(self, kernel: str, shape: tuple[int, int]) -> None:
         rows, columns = shape
-        self.prepared = prepare(SUBJECTS[kernel], shape, "cuda")
+        self.prepared = prepare(SUBJECTS[kernel], shape, DEVICE)
         size = self.prepared.weight_bytes
         self.copies = copies_for(size, l2_bytes())
         assert_cold(self.copies, size, l2_bytes())
         first = self.prepared.weights
         self.weights = [first] + [tuple(clone(w) for w in first) for _ in range(self.copies - 1)]
-        self.x = torch.randn(self.prepared.shape(columns), device="cuda").half()
-        self.out = torch.empty(self.prepared.shape(rows), dtype=torch.float16, device="cuda")
-        self.counters = new_counters(rows, torch.device("cuda"))
+        self.x = torch.randn(self.prepared.shape(columns), device=DEVICE).half()
+        self.out = torch.empty(self.prepared.shape(rows), dtype=torch.float16, device=DEVICE)
+        self.counters = new_counters(rows, torch.device(DEVICE))
         self.bytes = size + self.x.nbytes + self.out.nbytes
 
     def call(self, copy: int) -> None:
