@@ -281,6 +281,16 @@ def test_tuning_tries_both_steps_and_leaves_the_table_as_it_was(capsys):
     assert "lut4-u7-int" in gpu_table.as_table([line])
 
 
+def test_sanitizer_output_is_summed_up():
+    found = gpu_worker.sanitizer_result(
+        '{"kind": "check", "ok": true}\n========= Invalid __global__ write of size 4 bytes\n'
+        "=========     at exact_gemv+0x120\n========= ERROR SUMMARY: 3 errors\n"
+    )
+    assert found == {"errors": 3, "detail": "at exact_gemv+0x120", "checked": 1}
+    assert gpu_worker.sanitizer_result("")["errors"] is None
+    assert "stopped after 0 checks" in gpu_worker.sanitizer_result("")["detail"]
+
+
 # ---- the microbenchmarks' machine code ---------------------------------------------------------
 
 COUNT_SASS = """
