@@ -13,6 +13,7 @@ from kernels.layouts.codes import PackedCodes
 # Triton decides when a kernel is decorated, so the variable is read once, as the kernels are.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 ROWS = 4  # rows of the weight per program
+ALIGNMENT = 16  # bytes: vector loads, and the layout that matrix fragments and groups rest on
 
 
 def start(kernel: object, grid: tuple[int, ...], *args: object, **constants: object) -> None:
@@ -25,6 +26,13 @@ def start(kernel: object, grid: tuple[int, ...], *args: object, **constants: obj
         raise fail("device of x", device, "cuda, or TRITON_INTERPRET=1 before the import")
     with torch.cuda.device(device):
         torch.library.wrap_triton(kernel)[grid](*args, **constants)
+
+
+def check_aligned(argument: str, tensor: Tensor) -> None:
+    """Raises: LayoutError unless the tensor starts at a multiple of 16 bytes of its storage."""
+    offset = tensor.storage_offset() * tensor.element_size()
+    if offset % ALIGNMENT:
+        raise fail(f"offset of {argument}", f"{offset} bytes", "a multiple of 16")
 
 
 def row_groups(rows: int) -> int:
@@ -81,10 +89,15 @@ def output(out: Tensor | None, rows: int, x: Tensor) -> Tensor:
 
 
 def activation_words(x: Tensor, codes: PackedCodes) -> Tensor:
-    """Pairs of FP16 activations as int32, padded with zeros where K is no multiple of 128."""
+    """Pairs of FP16 activations as int32, padded with zeros where K is no multiple of 128.
+
+    x (K,) or (M, K), copied where it does not start at a multiple of 16 bytes.
+    """
     missing = codes.padded_columns - codes.columns
     if missing:
         x = torch.nn.functional.pad(x, (0, missing))
+    elif x.storage_offset() * x.element_size() % ALIGNMENT:
+        x = x.clone()
     return x.view(torch.int32)
 
 

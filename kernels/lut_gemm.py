@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.checks import check_choice, check_tensor, fail
 from kernels.device import arrive
-from kernels.launch import fitting_parts, start
+from kernels.launch import activation_words, check_aligned, fitting_parts, start
 from kernels.layouts.codebook import LutWeight, check_lut
 from kernels.layouts.uniform import UniformWeight, check_uniform
 from kernels.plan import GEMM_REGISTERS, mma_constants
@@ -191,6 +191,7 @@ def lut_gemm(
     codes = weight.codes
     rows, columns = weight.shape
     kind, table, scale = _operands(weight)
+    check_aligned("words", codes.words)
     check_tensor("x", x, dtype=torch.float16, shape=(None, columns), device=weight.device)
     tokens = x.shape[0]
     check_choice("tokens", tokens, range(1, MAX_TOKENS + 1))
@@ -208,12 +209,10 @@ def lut_gemm(
         if counters is None:
             counters = torch.zeros(blocks, dtype=torch.int32, device=x.device)
         check_tensor("counters", counters, dtype=torch.int32, shape=(blocks,), device=x.device)
-    padding = codes.padded_columns - columns
-    words = torch.nn.functional.pad(x, (0, padding)) if padding else x
     start(
         lut_gemm_kernel,
         (blocks, parts),
-        *(words.view(torch.int32), codes.words, table, scale, y, partials),
+        *(activation_words(x, codes), codes.words, table, scale, y, partials),
         *(table if counters is None else counters, tokens, rows),
         FULL=codes.full_tiles,
         TAIL=codes.tail_groups,

@@ -16,6 +16,7 @@ from kernels.checks import check_choice, check_tensor
 from kernels.device import four, four_rows
 from kernels.launch import (
     activation_words,
+    check_aligned,
     check_parts,
     output,
     row_groups,
@@ -67,12 +68,15 @@ def _add_block(
     )
     # One scale per lane: its PACK groups lie in one tile.
     lane_tile = (first + tl.arange(0, 32) * PACK) // T
-    lane_scale = scale_ptr + lane_tile // TILES_PER_SCALE
+    lane_scale = lane_tile // TILES_PER_SCALE
+    if ROW_SCALES * TILES_PER_SCALE * T < TOTAL:  # whole tiles of padding have no scale
+        lane_scale = tl.minimum(lane_scale, ROW_SCALES - 1)
+    lane_scale_ptr = scale_ptr + lane_scale
     out = ()
     for row in tl.static_range(4):
         words = codes_ptr + rows[row] * (TOTAL * WORDS)
         codes = _load_planes(words, index, T, WORDS, inside, MASKED)
-        where = lane_scale + rows[row] * ROW_SCALES
+        where = lane_scale_ptr + rows[row] * ROW_SCALES
         if MASKED:
             scale = tl.load(where, mask=lane_tile * T < TOTAL, other=0)
         else:
@@ -209,6 +213,7 @@ def uniform_gemv(
 
 def _start_grouped(x: Tensor, weight: UniformWeight, y: Tensor) -> None:
     codes = weight.codes
+    check_aligned("words", codes.words)
     start(
         grouped_gemv,
         (row_groups(codes.rows),),

