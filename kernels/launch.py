@@ -21,11 +21,22 @@ def start(kernel: object, grid: tuple[int, ...], *args: object, **constants: obj
     if INTERPRETED:
         kernel[grid](*args, **constants)
         return
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
-    if device.type != "cuda":
-        raise fail("device of x", device, "cuda, or TRITON_INTERPRET=1 before the import")
-    with torch.cuda.device(device):
-        torch.library.wrap_triton(kernel)[grid](*args, **constants)
+    first = next(arg for arg in args if isinstance(arg, Tensor))
+    if first.device.type != "cuda":
+        raise fail("device of x", first.device, "cuda, or TRITON_INTERPRET=1 before the import")
+    if is_traced(first):
+        constants.pop("maxnreg", None)  # no option that a traced launch knows
+        kernel = torch.library.wrap_triton(kernel)
+    with torch.cuda.device(first.device):
+        kernel[grid](*args, **constants)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a tensor is fake or functional: tracers use subclasses.
+
+    `wrap_triton` outside of a trace would build an autotuner and a table entry for every launch.
+    """
+    return type(tensor) not in (Tensor, torch.nn.Parameter)
 
 
 def check_aligned(argument: str, tensor: Tensor) -> None:
