@@ -147,6 +147,20 @@ def test_a_uniform_weight_has_no_sparse_part():
         QuantizedLinear(uniform_weight(4, 4, 64), sparse)
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lut_weight("sym", 4, 4, 64),
+        lut_weight("fp16", 8, 4, 64),
+        uniform_weight(4, 4, 256, group_size=64),
+    ],
+    ids=["sym", "8-bit", "groups"],
+)
+def test_a_path_that_a_weight_lacks_is_named_at_once(weight):
+    with pytest.raises(LayoutError, match="path is 'int', expected one of exact"):
+        QuantizedLinear(weight, path="int")
+
+
 def test_no_tokens_are_refused():
     with pytest.raises(LayoutError, match=r"tokens is 0"):
         matmul(torch.zeros(0, 64).half(), lut_weight("fp16", 4, 4, 64))
