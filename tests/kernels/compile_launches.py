@@ -1,21 +1,23 @@
 """Compile what the launchers launch, for a GPU that is not there.
 
-`python -m tests.kernels.compile_launches sm_90 0/1 37x1000 70x64 ...` (without TRITON_INTERPRET):
+`python -m tests.kernels.compile_launches sm_90 all 0/1 37x1000 70x64`, without TRITON_INTERPRET:
 every subject of the GPU command is called at every shape on CPU tensors, with `start` replaced by
 what Triton's launcher compiles before it launches. The interpreter accepts Python that the compiler
-refuses; tails and split rows compile nowhere else. 0/1 is all of the subjects, 0/2 every other one.
+refuses; tails and split rows compile nowhere else. 0/1 is all of the subjects, 0/2 every other one;
+`distinct` leaves out those that differ in their bits alone.
 Prints a JSON line per launch that fails or spills, and a last one with the number of kernels.
 """
 
 import importlib
 import json
 import sys
+from dataclasses import replace
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from bench.gpu_subjects import SUBJECTS, prepare
+from bench.gpu_subjects import SUBJECTS, Subject, prepare
 from kernels.compile_report import parse_resources, run_tool
 from kernels.launch import new_counters
 
@@ -63,7 +65,16 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[-400:]
 
 
-def main(target: str, share: str, *shapes: str) -> None:
+def chosen(which: str, share: str) -> list[tuple[str, Subject]]:
+    first, step = map(int, share.split("/"))
+    subjects = list(SUBJECTS.items())
+    if which == "distinct":  # 8-bit codes have kernels of their own
+        form = {replace(s, bits=8 * (s.bits == 8), batch=1): (n, s) for n, s in reversed(subjects)}
+        subjects = list(form.values())
+    return subjects[first::step]
+
+
+def main(target: str, which: str, share: str, *shapes: str) -> None:
     driver.set_active(AbsentGpu(int(target.removeprefix("sm_"))))
     compiler = Compiler()
     for name in MODULES:
@@ -74,8 +85,7 @@ def main(target: str, share: str, *shapes: str) -> None:
         ):
             if hasattr(module, attribute):
                 setattr(module, attribute, stand_in)
-    first, step = map(int, share.split("/"))
-    for kernel, subject in list(SUBJECTS.items())[first::step]:
+    for kernel, subject in chosen(which, share):
         for shape in shapes:
             rows, columns = map(int, shape.split("x"))
             prepared = prepare(subject, (rows, columns), "cpu")

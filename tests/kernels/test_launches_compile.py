@@ -15,7 +15,7 @@ def test_every_launch_compiles_and_none_spills():
     """Split rows, a tail, an odd number of rows; on two cores side by side."""
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.kernels.compile_launches", "sm_90"]
+    command = [sys.executable, "-m", "tests.kernels.compile_launches", "sm_90", "distinct"]
     workers = [
         subprocess.Popen(
             [*command, share, "35x4224"], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
@@ -30,4 +30,4 @@ def test_every_launch_compiles_and_none_spills():
         *findings, last = map(json.loads, out.splitlines())
         assert findings == []
         compiled += last["compiled"]
-    assert compiled > 40
+    assert compiled >= 25
