@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from kernels.case import KernelCase
 from kernels.csr_spmv import ROW_BLOCK
 from kernels.fp16_gemv import BLOCK as FP16_BLOCK
+from kernels.launch import ROWS
 from kernels.layouts.codes import DEFAULT_TILE_CODES
 from kernels.lut_csr_fused import sparse_constants
 from kernels.lut_gemm import ROWS as GEMM_ROWS
@@ -21,7 +22,6 @@ from kernels.plan import (
 )
 from kernels.ptx import codes_per_group
 
-ROWS = 4  # rows of the weight per program
 COLUMNS = 28672
 
 _TYPES = {
