@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("probe", "check", "cold", "sanitize", "tune", "isolated", "rest")
 SPARE_S = 10.0  # kept back at the end for the last table
 LEAST_S = 15.0  # a job that would get less is not started
-CHECK_WORKERS = 8
+CHECK_WORKERS = 12
 # Rows x columns, most telling first: LLaMA-7B gate-up, Marlin's published shape, attention, down,
 # MLP, qkv, and one that shows the asymptote.
 SHAPES = ("22016x4096", "8192x8192", "4096x4096", "4096x11008", "11008x4096", "12288x4096",
@@ -54,22 +54,23 @@ class Stage:
     width: int = 1
 
 
-def plan(stages: Sequence[str], kernels: Sequence[str], shapes: Sequence[str]) -> list[Stage]:
+def plan(options: argparse.Namespace) -> list[Stage]:
     """What runs, in order. Correctness is cut by kernel, timing by shape."""
+    shapes, kernels = options.shapes, options.kernels or tuple(SUBJECTS)
 
     def jobs(stage: str, limit_s: float, names: Sequence[str]) -> tuple[Job, ...]:
         return tuple(Job(arguments=(stage, name), limit_s=limit_s) for name in names)
 
     everything = {
         "probe": Stage(name="probe", jobs=(Job(arguments=("probe",), limit_s=60),)),
-        "check": Stage(name="check", jobs=jobs("check", 120, kernels), width=CHECK_WORKERS),
-        "cold": Stage(name="cold", jobs=jobs("cold", 75, shapes[:4])),
-        "sanitize": Stage(name="sanitize", jobs=jobs("sanitize", 75, ("memcheck", "racecheck"))),
-        "tune": Stage(name="tune", jobs=jobs("tune", 60, shapes[:2])),
+        "check": Stage(name="check", jobs=jobs("check", 120, kernels), width=options.side_by_side),
+        "cold": Stage(name="cold", jobs=jobs("cold", 55, shapes[:4])),
+        "sanitize": Stage(name="sanitize", jobs=jobs("sanitize", 70, ("memcheck", "racecheck"))),
+        "tune": Stage(name="tune", jobs=jobs("tune", 45, shapes[:2])),
         "isolated": Stage(name="isolated", jobs=jobs("isolated", 45, shapes[:2])),
-        "rest": Stage(name="rest", jobs=jobs("cold", 75, shapes[4:])),
+        "rest": Stage(name="rest", jobs=jobs("cold", 55, shapes[4:])),
     }
-    return [everything[name] for name in STAGES if name in stages]
+    return [everything[name] for name in STAGES if name in options.stages]
 
 
 class Results:
@@ -118,6 +119,7 @@ def _follow(command: Sequence[str], results: Results, limit_s: float) -> int:
         subprocess.Popen(
             command,
             cwd=ROOT,
+            env={**os.environ, "BENCH_JOB_LIMIT_S": str(limit_s)},
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -175,6 +177,10 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     out.add_argument("--kernels", nargs="+", help="check these only (default: all)")
     out.add_argument("--shapes", nargs="+", default=SHAPES, metavar="ROWSxCOLUMNS")
+    out.add_argument(
+        "--side-by-side", type=int, default=CHECK_WORKERS, metavar="N",
+        help="kernels checked at a time, 4 GB each (default 12)",
+    )  # fmt: skip
     out.add_argument("--plan", action="store_true", help="print the jobs and stop")
     return out
 
@@ -189,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         print(f"no kernel {', '.join(unknown)}; have: {', '.join(SUBJECTS)}", file=sys.stderr)
         return 2
-    stages = plan(options.stages, options.kernels or tuple(SUBJECTS), options.shapes)
+    stages = plan(options)
     if options.plan:
         for stage in stages:
             for job in stage.jobs:

@@ -26,6 +26,14 @@ class Subject:
     batch: int = 1
 
 
+# What is checked and timed first, should the time end.
+FIRST = ("cublas-fp16", "fp16", "lut3-fp16-exact", "lut4-fp16-exact", "lut4-u7-exact",
+         "lut4-u7-int", "lut3-int8-int", "lut3-fp16-exact-csr", "lut4-fp16-exact-csr", "uniform4",
+         "lut2-fp16-exact", "lut8-fp16-exact", "uniform4-g128", "lut4-u7-int-csr",
+         "lut4-fp16-batch4", "lut4-fp16-batch16", "cublas-fp16-batch4",
+         "cublas-fp16-batch16")  # fmt: skip
+
+
 def _subjects() -> dict[str, Subject]:
     out = {
         "cublas-fp16": Subject(family="cublas", bits=16),
@@ -65,7 +73,7 @@ def _subjects() -> dict[str, Subject]:
     return out
 
 
-SUBJECTS = _subjects()
+SUBJECTS = {name: _subjects()[name] for name in dict.fromkeys((*FIRST, *_subjects()))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

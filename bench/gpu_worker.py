@@ -5,9 +5,11 @@ sanitize TOOL | touch`. Runs in a process of its own, so that an illegal access 
 """
 
 import json
+import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,6 +36,9 @@ BATCH = 10  # kernels whose weight copies are in memory together
 UNSTEADY = 0.05  # interquartile range over median above which a timing is flagged
 THROTTLED = ("hw_slowdown", "hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 TOUCH_SHAPES = CHECK_SHAPES[:3:2]  # compiled and cached by the check already
+DEVICE = "cuda"
+LIMIT_VARIABLE = "BENCH_JOB_LIMIT_S"  # seconds that the command gives this worker
+SPARE_S = 10.0  # of them kept back by a worker that starts a process of its own
 TUNED_KERNELS = ("lut3-fp16-exact", "lut4-fp16-exact", "lut4-u7-int", "lut3-int8-int")
 TUNED_WARPS = (4, 6, 8, 10, 13, 16, 20, 24, 32, 48)
 
@@ -114,7 +119,7 @@ def throttled(state: dict[str, str]) -> list[str]:
 
 
 def check(
-    kernel: str, shapes: Sequence[tuple[int, int]] = CHECK_SHAPES, device: str = "cuda"
+    kernel: str, shapes: Sequence[tuple[int, int]] = CHECK_SHAPES, device: str = DEVICE
 ) -> None:
     """Fresh random weights and activations against FP64; poisoned output, canaries, repeats."""
     for number, shape in enumerate(shapes):
@@ -162,15 +167,15 @@ class Rotation:
 
     def __init__(self, kernel: str, shape: tuple[int, int]) -> None:
         rows, columns = shape
-        self.prepared = prepare(SUBJECTS[kernel], shape, "cuda")
+        self.prepared = prepare(SUBJECTS[kernel], shape, DEVICE)
         size = self.prepared.weight_bytes
         self.copies = copies_for(size, l2_bytes())
         assert_cold(self.copies, size, l2_bytes())
         first = self.prepared.weights
         self.weights = [first] + [tuple(clone(w) for w in first) for _ in range(self.copies - 1)]
-        self.x = torch.randn(self.prepared.shape(columns), device="cuda").half()
-        self.out = torch.empty(self.prepared.shape(rows), dtype=torch.float16, device="cuda")
-        self.counters = new_counters(rows, torch.device("cuda"))
+        self.x = torch.randn(self.prepared.shape(columns), device=DEVICE).half()
+        self.out = torch.empty(self.prepared.shape(rows), dtype=torch.float16, device=DEVICE)
+        self.counters = new_counters(rows, torch.device(DEVICE))
         self.bytes = size + self.x.nbytes + self.out.nbytes
 
     def call(self, copy: int) -> None:
@@ -266,24 +271,36 @@ def touch() -> None:
 
 def sanitize(tool: str) -> None:
     """`touch` under one tool of compute-sanitizer, with the caching allocator out of the way."""
-    import os
-
     program = shutil.which("compute-sanitizer")
     if program is None:
         emit("sanitizer", tool=tool, errors=None, detail="compute-sanitizer is not installed")
         return
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [program, "--tool", tool, sys.executable, "-m", "bench.gpu_worker", "touch"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    found = re.search(r"ERROR SUMMARY: (\d+) error", done.stdout)
-    problems = [line for line in done.stdout.splitlines() if "=========" in line]
-    emit(
-        "sanitizer",
-        tool=tool,
-        errors=int(found[1]) if found else None,
-        detail="" if found and found[1] == "0" else " / ".join(problems[:4])[:400],
-        checked=done.stdout.count('"kind": "check"'),
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        start_new_session=True,
     )
+    try:
+        text, _ = child.communicate(timeout=float(os.environ.get(LIMIT_VARIABLE, "60")) - SPARE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        text, _ = child.communicate()
+    emit("sanitizer", tool=tool, **sanitizer_result(text))
+
+
+def sanitizer_result(text: str) -> dict[str, object]:
+    """Errors (None where the tool did not come to its summary), their first lines, kernels run."""
+    found = re.search(r"ERROR SUMMARY: (\d+) error", text)
+    problems = [line for line in text.splitlines() if line.startswith("=========     ")]
+    detail = " / ".join(line.strip("= ") for line in problems[:4])[:400]
+    checked = text.count('"kind": "check"')
+    if found is None:
+        detail = f"stopped after {checked} checks; {detail}"
+    return {"errors": int(found[1]) if found else None, "detail": detail, "checked": checked}
 
 
 STAGES: dict[str, Callable[..., None]] = {

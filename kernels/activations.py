@@ -60,8 +60,8 @@ def _quantize_tile(
         high_word = tl.zeros((T,), tl.int32)
         low_word = tl.zeros((T,), tl.int32)
         for byte in tl.static_range(4):
-            slot: tl.constexpr = SLOTS[4 * quad + byte]
-            local = 2 * ((slot // 2) * GROUPS + group) + slot % 2
+            pair, side = SLOTS[4 * quad + byte] // 2, SLOTS[4 * quad + byte] % 2
+            local = 2 * (pair * GROUPS + group) + side
             valid = (group < GROUPS) & (first + local < K)
             value = tl.load(x_ptr + first + local, mask=valid, other=0.0).to(tl.float32)
             steps = tl.floor(value * inverse + 0.5).to(tl.int32)

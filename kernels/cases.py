@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from kernels.case import KernelCase
 from kernels.csr_spmv import ROW_BLOCK
 from kernels.fp16_gemv import BLOCK as FP16_BLOCK
+from kernels.launch import ROWS
 from kernels.layouts.codes import DEFAULT_TILE_CODES
 from kernels.lut_csr_fused import sparse_constants
 from kernels.lut_gemm import ROWS as GEMM_ROWS
 from kernels.lut_gemm import STEP as GEMM_STEP
 from kernels.plan import (
+    GEMM_REGISTERS,
     exact_constants,
     grouped_constants,
     int_constants,
     mma_constants,
-    mma_registers,
 )
 from kernels.ptx import codes_per_group
 
-ROWS = 4  # rows of the weight per program
 COLUMNS = 28672
 
 _TYPES = {
@@ -164,7 +164,7 @@ def _gemm(kind: str, bits: int, tokens: int) -> KernelCase:
         weights_per_iteration=GEMM_ROWS * GEMM_STEP * codes_per_group(bits),
         invariants={"PRMT": _EXACT_PRMT[kind, bits]},
         least_share=_ALWAYS,
-        **mma_registers(bits, tokens),
+        maxnreg=GEMM_REGISTERS,
     )
 
 

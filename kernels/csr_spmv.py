@@ -16,11 +16,10 @@ from kernels.checks import check_tensor
 from kernels.device import arrive, four
 from kernels.launch import output, row_groups, start
 from kernels.layouts.sparse import CsrWeight, check_csr, dequantize_csr
-from kernels.sparse_device import SPARSE_BLOCK, dense_dot, products, sparse_rows
+from kernels.sparse_device import DENSE_SLICE, SPARSE_BLOCK, dense_dot, products, sparse_rows
 
 ROW_BLOCK = 32  # rows per program of one thread each
-DENSE_SLICE = 1024  # columns of a dense row per program
-DENSE_BLOCK = 256
+DENSE_BLOCK = 256  # columns of a dense row per step
 
 
 def csr_spmv_ref(x: Tensor, weight: CsrWeight) -> Tensor:

@@ -65,7 +65,9 @@ def dequantize_kernel(
             codes, table_ptr, row, index, inside, T, WORDS, PAIRS, TABLE, TEXT, CONSTRAINTS
         )
         where = out + index // T * (T * PAIRS) + index % T
-        scale_index = row * ROW_SCALES + index // T // TILES_PER_SCALE
+        # Whole tiles of padding have no scale of their own.
+        scale_index = tl.minimum(index // T // TILES_PER_SCALE, ROW_SCALES - 1)
+        scale_index += row * ROW_SCALES
         _store(pairs, where, T, scale_ptr, scale_index, inside, PAIRS, SCALES, GAIN, CENTRE)
     elif TAIL > 0:
         index = (block - FULL_BLOCKS) * BLOCK + lanes

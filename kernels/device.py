@@ -10,8 +10,6 @@ import triton.language as tl
 
 from kernels.ptx import HIDE_UNIFORMITY
 
-ROWS = 4  # rows of the weight per program
-
 _HIDE = tl.constexpr(HIDE_UNIFORMITY)
 
 

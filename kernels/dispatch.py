@@ -34,6 +34,15 @@ def matmul_ref(
     return x.double() @ dense.double().T
 
 
+def paths(weight: LutWeight | UniformWeight) -> tuple[str, ...]:
+    """The paths that the GEMV of a weight has; `int` of an FP16 table needs its fixed point."""
+    if isinstance(weight, UniformWeight):
+        has_int = weight.group_size >= weight.codes.columns and weight.act_order != "gather"
+    else:
+        has_int = weight.codes.bits < 8 and weight.codebook.kind != "sym"
+    return ("exact", "int") if has_int else ("exact",)
+
+
 def choose(weight: LutWeight | UniformWeight, tokens: int) -> str:
     """`gemv`, `gemm` or `dequantize`, from the table above."""
     if tokens == 1:

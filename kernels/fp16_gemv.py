@@ -6,9 +6,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_tensor, fail
-from kernels.configs import programs_wanted
 from kernels.device import four_rows, store_rows
-from kernels.launch import output, row_groups, start, workspace
+from kernels.launch import fitting_parts, output, row_groups, start, workspace
 
 BLOCK = 512  # columns per warp and step: two 128-bit loads per lane and row
 
@@ -79,9 +78,7 @@ def fp16_gemv(
     rows, columns = weight.shape
     check_tensor("x", x, dtype=torch.float16, shape=(columns,), device=weight.device)
     blocks, groups = columns // BLOCK, row_groups(rows)
-    if parts is None:
-        wanted = -(-programs_wanted(x.device) // groups)
-        parts = max(part for part in range(1, wanted + 1) if blocks % part == 0)
+    parts = fitting_parts(blocks, groups, x.device) if parts is None else parts
     if parts != 1 and (parts < 1 or blocks == 0 or blocks % parts):
         raise fail("parts", parts, f"a divisor of the {blocks} full blocks of a row")
     y = output(out, rows, x)

@@ -13,6 +13,7 @@ from kernels.layouts.codes import PackedCodes
 # Triton decides when a kernel is decorated, so the variable is read once, as the kernels are.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 ROWS = 4  # rows of the weight per program
+ALIGNMENT = 16  # bytes: vector loads, and the layout that matrix fragments and groups rest on
 
 
 def start(kernel: object, grid: tuple[int, ...], *args: object, **constants: object) -> None:
@@ -20,11 +21,29 @@ def start(kernel: object, grid: tuple[int, ...], *args: object, **constants: obj
     if INTERPRETED:
         kernel[grid](*args, **constants)
         return
-    device = next(arg.device for arg in args if isinstance(arg, Tensor))
-    if device.type != "cuda":
-        raise fail("device of x", device, "cuda, or TRITON_INTERPRET=1 before the import")
-    with torch.cuda.device(device):
-        torch.library.wrap_triton(kernel)[grid](*args, **constants)
+    first = next(arg for arg in args if isinstance(arg, Tensor))
+    if first.device.type != "cuda":
+        raise fail("device of x", first.device, "cuda, or TRITON_INTERPRET=1 before the import")
+    if is_traced(first):
+        constants.pop("maxnreg", None)  # no option that a traced launch knows
+        kernel = torch.library.wrap_triton(kernel)
+    with torch.cuda.device(first.device):
+        kernel[grid](*args, **constants)
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether a tensor is fake or functional: tracers use subclasses.
+
+    `wrap_triton` outside of a trace would build an autotuner and a table entry for every launch.
+    """
+    return type(tensor) not in (Tensor, torch.nn.Parameter)
+
+
+def check_aligned(argument: str, tensor: Tensor) -> None:
+    """Raises: LayoutError unless the tensor starts at a multiple of 16 bytes of its storage."""
+    offset = tensor.storage_offset() * tensor.element_size()
+    if offset % ALIGNMENT:
+        raise fail(f"offset of {argument}", f"{offset} bytes", "a multiple of 16")
 
 
 def row_groups(rows: int) -> int:
@@ -33,8 +52,13 @@ def row_groups(rows: int) -> int:
 
 def split_parts(codes: PackedCodes, groups: int, device: torch.device) -> int:
     """Parts of K so that the grid fills the device: a divisor of the full tiles of a row."""
-    wanted = -(-programs_wanted(device) // groups)
-    return max(part for part in range(1, wanted + 1) if codes.full_tiles % part == 0)
+    return fitting_parts(codes.full_tiles, groups, device)
+
+
+def fitting_parts(units: int, groups: int, device: torch.device) -> int:
+    """The most parts, up to what the device wants, that divide a row's `units` evenly."""
+    wanted = min(-(-programs_wanted(device) // groups), max(units, 1))
+    return max(part for part in range(1, wanted + 1) if units % part == 0)
 
 
 def check_parts(parts: int, codes: PackedCodes) -> None:
@@ -76,10 +100,15 @@ def output(out: Tensor | None, rows: int, x: Tensor) -> Tensor:
 
 
 def activation_words(x: Tensor, codes: PackedCodes) -> Tensor:
-    """Pairs of FP16 activations as int32, padded with zeros where K is no multiple of 128."""
+    """Pairs of FP16 activations as int32, padded with zeros where K is no multiple of 128.
+
+    x (K,) or (M, K), copied where it does not start at a multiple of 16 bytes.
+    """
     missing = codes.padded_columns - codes.columns
     if missing:
         x = torch.nn.functional.pad(x, (0, missing))
+    elif x.storage_offset() * x.element_size() % ALIGNMENT:
+        x = x.clone()
     return x.view(torch.int32)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from kernels import ops
 from kernels.checks import check_choice, check_tensor, fail
+from kernels.dispatch import paths
 from kernels.launch import new_counters
 from kernels.layouts.codebook import LutWeight, to_fixed_point
 from kernels.layouts.sparse import CsrWeight
@@ -39,7 +40,7 @@ class QuantizedLinear(nn.Module):
         Raises: LayoutError.
         """
         super().__init__()
-        check_choice("path", path, ("exact", "int"))
+        check_choice("path", path, paths(weight))
         if sparse is not None and not isinstance(weight, LutWeight):
             raise fail("sparse", "given with a uniform weight", "None")
         rows, columns = weight.shape

@@ -27,9 +27,7 @@ from kernels.launch import (
 from kernels.layouts.codebook import LutWeight, check_lut, dequantize_lut
 from kernels.layouts.sparse import CsrWeight, check_csr, dequantize_csr
 from kernels.lut_gemv import lut_constants
-from kernels.sparse_device import SPARSE_BLOCK, dense_program, sparse_rows, store_group
-
-DENSE_SLICE = 1024  # columns of a dense row per program
+from kernels.sparse_device import DENSE_SLICE, SPARSE_BLOCK, dense_program, sparse_rows, store_group
 
 
 def lut_csr_gemv_ref(x: Tensor, weight: LutWeight, sparse: CsrWeight) -> Tensor:

@@ -12,12 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_choice, check_tensor, fail
-from kernels.configs import programs_wanted
 from kernels.device import arrive
-from kernels.launch import start
+from kernels.launch import activation_words, check_aligned, fitting_parts, start
 from kernels.layouts.codebook import LutWeight, check_lut
 from kernels.layouts.uniform import UniformWeight, check_uniform
-from kernels.plan import mma_constants, mma_registers
+from kernels.plan import GEMM_REGISTERS, mma_constants
 
 MAX_TOKENS = 16
 ROWS = 16  # rows of the weight per program
@@ -192,6 +191,7 @@ def lut_gemm(
     codes = weight.codes
     rows, columns = weight.shape
     kind, table, scale = _operands(weight)
+    check_aligned("words", codes.words)
     check_tensor("x", x, dtype=torch.float16, shape=(None, columns), device=weight.device)
     tokens = x.shape[0]
     check_choice("tokens", tokens, range(1, MAX_TOKENS + 1))
@@ -200,7 +200,7 @@ def lut_gemm(
     check_tensor("out", y, dtype=dtypes, shape=(tokens, rows), device=x.device)
     constants = mma_constants(kind, codes.bits, tokens)
     blocks, steps = -(-rows // ROWS), codes.full_tiles * (codes.tile_groups // STEP)
-    parts = _parts(steps, blocks, x.device) if parts is None else parts
+    parts = fitting_parts(steps, blocks, x.device) if parts is None else parts
     if parts != 1 and (parts < 1 or steps == 0 or steps % parts):
         raise fail("parts", parts, f"a divisor of the {steps} steps of a row")
     partials = table
@@ -209,19 +209,17 @@ def lut_gemm(
         if counters is None:
             counters = torch.zeros(blocks, dtype=torch.int32, device=x.device)
         check_tensor("counters", counters, dtype=torch.int32, shape=(blocks,), device=x.device)
-    padding = codes.padded_columns - columns
-    words = torch.nn.functional.pad(x, (0, padding)) if padding else x
     start(
         lut_gemm_kernel,
         (blocks, parts),
-        *(words.view(torch.int32), codes.words, table, scale, y, partials),
+        *(activation_words(x, codes), codes.words, table, scale, y, partials),
         *(table if counters is None else counters, tokens, rows),
         FULL=codes.full_tiles,
         TAIL=codes.tail_groups,
         PARTS=parts,
         T=codes.tile_groups,
         num_warps=1,
-        **mma_registers(codes.bits, tokens),
+        maxnreg=GEMM_REGISTERS,
         **constants,
     )
     return y
@@ -242,8 +240,3 @@ def _operands(weight: LutWeight | UniformWeight) -> tuple[str, Tensor, Tensor]:
     check_choice("bits of a LUT GEMM", codes.bits, (2, 3, 4))
     check_choice("codebook kind", book.kind, ("fp16", "int8", "u7", "sym"))
     return book.kind, book.table, book.table if book.scale is None else book.scale
-
-
-def _parts(steps: int, blocks: int, device: torch.device) -> int:
-    wanted = -(-programs_wanted(device) // blocks)
-    return max(part for part in range(1, wanted + 1) if steps % part == 0)

@@ -4,6 +4,10 @@
 to FP32. `int` multiplies table bytes with activations in two int8 planes (15 bits against the
 largest of their tile), exactly, in 32-bit integers. 8-bit tables do not fit registers: their kernel
 gathers entries from memory and adds in FP32.
+
+Relative L2 error of y at K = 4096 against FP64 on the same table (24 rows, interpreter): `exact`
+6e-4 to 9e-4; `int` 2e-5 to 3e-5 for N(0, 1) activations, 2e-4 to 3e-4 when eight of them are 100
+times larger. The FP16 sums cost `exact` more than the integers cost `int`.
 """
 
 import torch

@@ -8,6 +8,7 @@ from kernels import ptx
 from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry_scale
 
 WARP = 32  # lanes; a tile is read by one warp
+GEMM_REGISTERS = 255  # left alone, ptxas stops `lut_gemm_kernel` at 168 and spills
 GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 8: 128}  # groups of codes per warp and step
 SCALES = {"fp16": 0, "sym": 0, "int8": 1, "int16": 1, "u7": 2, "u7sum": 2, "uniform": 2}
 
@@ -57,11 +58,6 @@ def mma_constants(kind: str, bits: int, tokens: int) -> dict[str, object]:
         "CONSTRAINTS": step.constraints,
         **_decoded_scaling(kind, bits),
     }
-
-
-def mma_registers(bits: int, tokens: int) -> dict[str, int]:
-    """Launch option of `lut_gemm_kernel`: left alone, ptxas stops at 168 registers and spills."""
-    return {"maxnreg": 255} if bits == 3 and tokens > 8 else {}
 
 
 def grouped_constants(bits: int) -> dict[str, object]:

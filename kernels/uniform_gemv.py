@@ -16,6 +16,7 @@ from kernels.checks import check_choice, check_tensor
 from kernels.device import four, four_rows
 from kernels.launch import (
     activation_words,
+    check_aligned,
     check_parts,
     output,
     row_groups,
@@ -67,12 +68,15 @@ def _add_block(
     )
     # One scale per lane: its PACK groups lie in one tile.
     lane_tile = (first + tl.arange(0, 32) * PACK) // T
-    lane_scale = scale_ptr + lane_tile // TILES_PER_SCALE
+    lane_scale = lane_tile // TILES_PER_SCALE
+    if ROW_SCALES * TILES_PER_SCALE * T < TOTAL:  # whole tiles of padding have no scale
+        lane_scale = tl.minimum(lane_scale, ROW_SCALES - 1)
+    lane_scale_ptr = scale_ptr + lane_scale
     out = ()
     for row in tl.static_range(4):
         words = codes_ptr + rows[row] * (TOTAL * WORDS)
         codes = _load_planes(words, index, T, WORDS, inside, MASKED)
-        where = lane_scale + rows[row] * ROW_SCALES
+        where = lane_scale_ptr + rows[row] * ROW_SCALES
         if MASKED:
             scale = tl.load(where, mask=lane_tile * T < TOTAL, other=0)
         else:
@@ -119,6 +123,14 @@ def grouped_gemv(
 
 
 @triton.jit
+def _field(
+    words, WORD: tl.constexpr, LOW: tl.constexpr, WIDTH: tl.constexpr, START: tl.constexpr
+):  # fmt: skip
+    """Bits of a code, where `slot_fields` says they stand."""
+    return ((words[WORD] >> START) & ((1 << WIDTH) - 1)) << LOW
+
+
+@triton.jit
 def gather_order_gemv(
     x_ptr, codes_ptr, scale_ptr, order_ptr, y_ptr, K,
     TOTAL: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, WORDS: tl.constexpr,
@@ -137,10 +149,10 @@ def gather_order_gemv(
         for slot in tl.static_range(CODES):
             code = tl.zeros((BLOCK,), tl.int32)
             for field in tl.static_range(3):
-                at: tl.constexpr = 4 * (3 * slot + field)
-                if FIELDS[at + 2] > 0:
-                    bits = (words[FIELDS[at]] >> FIELDS[at + 3]) & ((1 << FIELDS[at + 2]) - 1)
-                    code |= bits << FIELDS[at + 1]
+                code |= _field(
+                    words, FIELDS[12 * slot + 4 * field], FIELDS[12 * slot + 4 * field + 1],
+                    FIELDS[12 * slot + 4 * field + 2], FIELDS[12 * slot + 4 * field + 3],
+                )  # fmt: skip
             column = tile * (T * CODES) + 2 * ((slot // 2) * T + local) + slot % 2
             inside = (index < TOTAL) & (column < K)
             x = tl.load(x_ptr + column, mask=inside, other=0.0).to(tl.float32)
@@ -201,6 +213,7 @@ def uniform_gemv(
 
 def _start_grouped(x: Tensor, weight: UniformWeight, y: Tensor) -> None:
     codes = weight.codes
+    check_aligned("words", codes.words)
     start(
         grouped_gemv,
         (row_groups(codes.rows),),
@@ -220,10 +233,10 @@ def _start_grouped(x: Tensor, weight: UniformWeight, y: Tensor) -> None:
 
 def _start_gather(x: Tensor, weight: UniformWeight, y: Tensor) -> None:
     codes = weight.codes
-    fields: list[int] = []
-    for slot in slot_fields(codes.bits, codes.order):
-        parts = [*slot, *[(0, 0, 0, 0)] * (3 - len(slot))]
-        fields += [number for part in parts for number in part]
+    nothing = (0, 0, 0, 0)
+    slots = slot_fields(codes.bits, codes.order)
+    padded = [part for slot in slots for part in (*slot, nothing, nothing)[:3]]
+    fields = [number for part in padded for number in part]
     start(
         gather_order_gemv,
         (codes.rows,),

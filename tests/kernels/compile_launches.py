@@ -1,70 +1,62 @@
 """Compile what the launchers launch, for a GPU that is not there.
 
-`python -m tests.kernels.compile_launches sm_90 5x1000 70x64 ...` (without TRITON_INTERPRET): every
-subject of the GPU command is called at every shape on CPU tensors, with `start` replaced by a
-compilation that specializes arguments as Triton's launcher would. The interpreter accepts Python
-that the compiler refuses; tails and split rows compile nowhere else. Prints a JSON line per launch
-that fails or spills, and a last one with the number of kernels compiled.
+`python -m tests.kernels.compile_launches sm_90 all 0/1 37x1000 70x64`, without TRITON_INTERPRET:
+every subject of the GPU command is called at every shape on CPU tensors, with `start` replaced by
+what Triton's launcher compiles before it launches. The interpreter accepts Python that the compiler
+refuses; tails and split rows compile nowhere else. 0/1 is all of the subjects, 0/2 every other one;
+`distinct` leaves out those that differ in their bits alone.
+Prints a JSON line per launch that fails or spills, and a last one with the number of kernels.
 """
 
 import importlib
 import json
 import sys
+from dataclasses import replace
 
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
 
-from bench.gpu_subjects import SUBJECTS, prepare
+from bench.gpu_subjects import SUBJECTS, Subject, prepare
 from kernels.compile_report import parse_resources, run_tool
 from kernels.launch import new_counters
 
 H200_PROGRAMS = 13 * 132  # so that small matrices split their rows as they would there
 MODULES = ("activations", "csr_spmv", "dequantize", "fp16_gemv", "lut_csr_fused", "lut_gemm",
            "lut_gemv", "uniform_gemv", "launch")  # fmt: skip
-OPTIONS = ("num_warps", "num_stages", "maxnreg")
-TYPES = {
-    torch.float16: "*fp16",
-    torch.float32: "*fp32",
-    torch.int32: "*i32",
-    torch.int16: "*i16",
-    torch.uint8: "*u8",
-}
 
 
-class Compiler:
-    """Stands in for `kernels.launch.start`."""
+class AbsentGpu:
+    """What Triton's launcher asks of a driver before it compiles."""
 
     def __init__(self, architecture: int) -> None:
         self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, _device: int) -> int:
+        return 0
+
+
+class Compiler:
+    """`start` stands in for `kernels.launch.start`: Triton specializes and compiles, no launch."""
+
+    def __init__(self) -> None:
         self.done: set[str] = set()
         self.spills: list[tuple[str, int]] = []
 
-    def start(self, kernel, _grid, *args, **constants) -> None:
-        options = {name: constants.pop(name) for name in OPTIONS if name in constants}
-        values = dict(zip(kernel.arg_names, args, strict=False)) | constants
-        fixed = {p.name for p in kernel.params if p.is_constexpr}
-        signature, constexprs, attributes = {}, {}, {}
-        for number, name in enumerate(kernel.arg_names):
-            value = values[name]
-            if name in fixed or (isinstance(value, int) and value == 1):
-                signature[name] = "constexpr"
-                constexprs[(number,)] = value
-                continue
-            tensor = isinstance(value, torch.Tensor)
-            signature[name] = TYPES[value.dtype] if tensor else "i32"
-            if (value.data_ptr() if tensor else value) % 16 == 0:
-                attributes[(number,)] = [["tt.divisibility", 16]]
-        key = f"{kernel.fn.__name__} {signature} {constexprs} {attributes} {options}"
-        if key in self.done:
+    def start(self, kernel, grid, *args, **constants) -> None:
+        compiled = kernel.run(*args, grid=grid, warmup=True, **constants)
+        if compiled.hash in self.done:
             return
-        source = ASTSource(kernel, signature, constexprs, attributes)
-        compiled = triton.compile(source, target=self.target, options=options)
-        self.done.add(key)
+        self.done.add(compiled.hash)
         used = parse_resources(run_tool("cuobjdump", compiled.asm["cubin"], "-res-usage"))
         if used["STACK"] + used["LOCAL"]:
-            self.spills.append((kernel.fn.__name__, used["STACK"] + used["LOCAL"]))
+            self.spills.append((compiled.metadata.name, used["STACK"] + used["LOCAL"]))
 
 
 def cause(error: BaseException) -> str:
@@ -73,8 +65,18 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[-400:]
 
 
-def main(target: str, *shapes: str) -> None:
-    compiler = Compiler(int(target.removeprefix("sm_")))
+def chosen(which: str, share: str) -> list[tuple[str, Subject]]:
+    first, step = map(int, share.split("/"))
+    subjects = list(SUBJECTS.items())
+    if which == "distinct":  # 8-bit codes have kernels of their own
+        form = {replace(s, bits=8 * (s.bits == 8), batch=1): (n, s) for n, s in reversed(subjects)}
+        subjects = list(form.values())
+    return subjects[first::step]
+
+
+def main(target: str, which: str, share: str, *shapes: str) -> None:
+    driver.set_active(AbsentGpu(int(target.removeprefix("sm_"))))
+    compiler = Compiler()
     for name in MODULES:
         module = importlib.import_module(f"kernels.{name}")
         for attribute, stand_in in (
@@ -83,7 +85,7 @@ def main(target: str, *shapes: str) -> None:
         ):
             if hasattr(module, attribute):
                 setattr(module, attribute, stand_in)
-    for kernel, subject in SUBJECTS.items():
+    for kernel, subject in chosen(which, share):
         for shape in shapes:
             rows, columns = map(int, shape.split("x"))
             prepared = prepare(subject, (rows, columns), "cpu")

@@ -18,8 +18,9 @@ from kernels.layouts import (
 )
 from kernels.layouts.sparse import csr_from_dense
 
-# Around tiles of 512 to 2048 codes: part of one, whole ones with a tail, whole ones alone.
-SHAPES = ((1, 1), (5, 300), (3, 2348), (2, 2048))
+# Tiles hold 512 to 2048 codes: a row of less than one, and one of whole tiles with a tail.
+SHAPES = ((5, 300), (3, 2348))
+EDGES = ((1, 1), (2, 2048))  # one weight; whole tiles alone
 # (kind, bits) that each path of the LUT kernels decodes from registers.
 EXACT = (
     ("fp16", 2), ("fp16", 3), ("fp16", 4), ("int8", 2), ("int8", 3), ("int8", 4), ("u7", 4),

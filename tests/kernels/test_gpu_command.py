@@ -229,6 +229,68 @@ def test_a_wrong_kernel_is_found():
     assert why == "error, differs from run to run, wrote outside its output"
 
 
+class Eager:
+    """Stands in for a captured graph: one call of the kernel, a microsecond per launch."""
+
+    def __init__(self, call, copies: int) -> None:
+        call(copies - 1)
+
+    def replay_s(self) -> float:
+        return 1e-6
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """The worker's timing stages on CPU tensors, three kernels."""
+    names = ("cublas-fp16", "lut4-u7-int", "lut3-fp16-batch4")
+    monkeypatch.setattr(gpu_worker, "SUBJECTS", {n: gpu_subjects.SUBJECTS[n] for n in names})
+    monkeypatch.setattr(gpu_worker, "TUNED_KERNELS", ("lut4-u7-int",))
+    monkeypatch.setattr(gpu_worker, "TUNED_WARPS", (4,))
+    monkeypatch.setattr(gpu_worker, "REPLAYS", 2)
+    monkeypatch.setattr(gpu_worker, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_worker, "l2_bytes", lambda: 1000)
+    monkeypatch.setattr(gpu_worker, "smi", lambda: {"clocks_event_reasons.hw_slowdown": "Active"})
+    monkeypatch.setattr(gpu_worker, "capture", Eager)
+    monkeypatch.setattr(gpu_worker, "isolated_s", lambda call, *_, **__: [call() or 2e-6])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    return names
+
+
+def printed(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("stage", [gpu_worker.cold, gpu_worker.isolated])
+def test_timing_lines_hold_what_the_table_needs(without_gpu, capsys, stage):
+    stage("3x200")
+    lines = printed(capsys)
+    assert [line["kernel"] for line in lines] == list(without_gpu)
+    assert {line["flag"] for line in lines} == {"throttled"}
+    assert lines[0]["bytes"] == 2 * (3 * 200 + 200 + 3)
+    assert len(gpu_table.as_table(lines).splitlines()) == 2 + len(lines)
+
+
+@pytest.mark.usefixtures("without_gpu")
+def test_tuning_tries_both_steps_and_leaves_the_table_as_it_was(capsys):
+    before = dict(gpu_worker.configs.LAUNCH_TABLES)
+    gpu_worker.tune("3x200")
+    (line,) = printed(capsys)
+    assert line["shipped"] in line["seconds_by_setting"]
+    assert {"warps 4 u7", "warps 4 u7sum"} < set(line["seconds_by_setting"])
+    assert before == gpu_worker.configs.LAUNCH_TABLES
+    assert "lut4-u7-int" in gpu_table.as_table([line])
+
+
+def test_sanitizer_output_is_summed_up():
+    found = gpu_worker.sanitizer_result(
+        '{"kind": "check", "ok": true}\n========= Invalid __global__ write of size 4 bytes\n'
+        "=========     at exact_gemv+0x120\n========= ERROR SUMMARY: 3 errors\n"
+    )
+    assert found == {"errors": 3, "detail": "at exact_gemv+0x120", "checked": 1}
+    assert gpu_worker.sanitizer_result("")["errors"] is None
+    assert "stopped after 0 checks" in gpu_worker.sanitizer_result("")["detail"]
+
+
 # ---- the microbenchmarks' machine code ---------------------------------------------------------
 
 COUNT_SASS = """

@@ -28,7 +28,7 @@ def tolerance(expected: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 17])
-@pytest.mark.parametrize("form", [None, "rows", "hybrid", "balanced"])
+@pytest.mark.parametrize("form", [None, "hybrid"])
 @pytest.mark.parametrize(
     ("kind", "bits", "path"),
     [("fp16", 3, "exact"), ("fp16", 4, "int"), ("u7", 4, "exact"), ("fp16", 8, "exact")],
@@ -42,6 +42,16 @@ def test_layer(kind, bits, path, form, tokens):
     expected = matmul_ref(x, weight, sparse) + bias
     assert_within(layer(x), expected, tolerance(expected))
     assert not layer.counters.any()
+
+
+@pytest.mark.parametrize("form", ["rows", "balanced"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_layer_with_other_sparse_parts(form, tokens):
+    weight = lut_weight("fp16", 3, ROWS, COLUMNS)
+    sparse = csr_weight(sparse_matrix(ROWS, COLUMNS), form)
+    x = activations(COLUMNS, tokens=tokens)
+    expected = matmul_ref(x, weight, sparse)
+    assert_within(QuantizedLinear(weight, sparse)(x), expected, tolerance(expected))
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 17])
@@ -135,6 +145,20 @@ def test_a_uniform_weight_has_no_sparse_part():
     sparse = csr_weight(torch.ones(4, 64), "rows")
     with pytest.raises(LayoutError, match="sparse is given with a uniform weight"):
         QuantizedLinear(uniform_weight(4, 4, 64), sparse)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lut_weight("sym", 4, 4, 64),
+        lut_weight("fp16", 8, 4, 64),
+        uniform_weight(4, 4, 256, group_size=64),
+    ],
+    ids=["sym", "8-bit", "groups"],
+)
+def test_a_path_that_a_weight_lacks_is_named_at_once(weight):
+    with pytest.raises(LayoutError, match="path is 'int', expected one of exact"):
+        QuantizedLinear(weight, path="int")
 
 
 def test_no_tokens_are_refused():

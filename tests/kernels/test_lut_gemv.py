@@ -10,7 +10,7 @@ from kernels.launch import new_counters
 from kernels.layouts import pack_lut, table_values, unpack_codes
 from kernels.layouts.codebook import dequantize_lut
 from kernels.lut_gemv import lut_gemv, lut_gemv_ref
-from tests.kernels.samples import EXACT, INT, SHAPES, activations, guarded, lut_weight
+from tests.kernels.samples import EDGES, EXACT, INT, SHAPES, activations, guarded, lut_weight
 from tests.kernels.tolerance import (
     assert_within,
     fixed_point_table,
@@ -53,6 +53,16 @@ def int_tolerance(weight, x, planes_block):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("kind", "bits"), EXACT)
 def test_exact_path(kind, bits, shape):
+    check_exact(kind, bits, shape)
+
+
+@pytest.mark.parametrize("shape", EDGES)
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_exact_path_at_the_edges(bits, shape):
+    check_exact("fp16", bits, shape)
+
+
+def check_exact(kind, bits, shape):
     weight, x = lut_weight(kind, bits, *shape), activations(shape[1])
     with guarded(shape[0]) as out:
         lut_gemv(x, weight, out=out)
@@ -62,6 +72,16 @@ def test_exact_path(kind, bits, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("kind", "bits"), INT)
 def test_int_path(kind, bits, shape):
+    check_int(kind, bits, shape)
+
+
+@pytest.mark.parametrize("shape", EDGES)
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 3), ("u7", 4)])
+def test_int_path_at_the_edges(kind, bits, shape):
+    check_int(kind, bits, shape)
+
+
+def check_int(kind, bits, shape):
     weight, x = lut_weight(kind, bits, *shape), activations(shape[1])
     with guarded(shape[0]) as out:
         lut_gemv(x, weight, path="int", out=out)
@@ -79,7 +99,7 @@ def test_int_path_of_an_fp16_table_is_as_good_as_its_fixed_point():
     assert_within(y, lut_gemv_ref(x, original), tolerance)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *EDGES])
 def test_8_bit_tables_are_gathered_and_added_in_fp32(shape):
     weight, x = lut_weight("fp16", 8, *shape), activations(shape[1])
     with guarded(shape[0]) as out:

@@ -7,7 +7,7 @@ from kernels.activations import activation_planes_ref
 from kernels.checks import LayoutError
 from kernels.layouts.uniform import dequantize_uniform
 from kernels.uniform_gemv import uniform_gemv, uniform_gemv_ref
-from tests.kernels.samples import SHAPES, activations, guarded, uniform_weight
+from tests.kernels.samples import EDGES, SHAPES, activations, guarded, uniform_weight
 from tests.kernels.tolerance import assert_within, fp16_chains, fp32_sums, int_planes
 
 
@@ -19,7 +19,7 @@ def exact_tolerance(weight, x):
     return fp16_chains(products + rest * x.float().abs()) + fp16_chains(rest * x.float())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *EDGES])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_one_scale_per_row(bits, shape):
     weight, x = uniform_weight(bits, *shape), activations(shape[1])
@@ -41,10 +41,9 @@ def test_one_scale_per_row_int(bits, shape):
     assert_within(out, uniform_gemv_ref(x, weight), tolerance)
 
 
-@pytest.mark.parametrize("columns", [64, 700, 2048 + 640])
-@pytest.mark.parametrize("group_size", [64, 128, 512])
+@pytest.mark.parametrize(("columns", "group_size"), [(64, 64), (700, 64), (700, 512), (2688, 128)])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_groups(bits, group_size, columns):
+def test_groups(bits, columns, group_size):
     weight = uniform_weight(bits, 5, columns, group_size=group_size)
     x = activations(columns)
     with guarded(5) as out:
