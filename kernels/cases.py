@@ -1,0 +1,218 @@
+"""Every shipped kernel configuration, from the constants that the launchers compile.
+
+K is 28672, the largest of the LLaMA shapes, so that the inner loop is not unrolled away.
+"""
+
+from collections.abc import Mapping
+
+from kernels.case import KernelCase
+from kernels.layouts.codes import DEFAULT_TILE_CODES
+from kernels.lut_csr_fused import sparse_constants
+from kernels.plan import exact_constants, grouped_constants, int_constants
+from kernels.ptx import codes_per_group
+
+ROWS = 4  # rows of the weight per program
+COLUMNS = 28672
+
+_TYPES = {
+    "x_ptr": "*fp16",  # the int32 view of it is words_ptr
+    "words_ptr": "*i32",
+    "planes_ptr": "*i32",
+    "block_ptr": "*fp32",
+    "codes_ptr": "*i32",
+    "table_ptr": "*i32",
+    "scale_ptr": "*fp16",
+    "pointers_ptr": "*i32",
+    "columns_ptr": "*i16",
+    "values_ptr": "*fp16",
+    "dense_ptr": "*fp16",
+    "dense_rows_ptr": "*i32",
+    "y_ptr": "*fp16",
+    "partials_ptr": "*fp32",
+    "dense_partials_ptr": "*fp32",
+    "counters_ptr": "*i32",
+    "N": "i32",
+}
+_OUTPUT = ("y_ptr", "partials_ptr", "counters_ptr", "N")
+_TABLE = ("codes_ptr", "table_ptr", "scale_ptr")
+_CSR = ("pointers_ptr", "columns_ptr", "values_ptr", "dense_ptr", "dense_rows_ptr")
+_CSR_OUTPUT = ("y_ptr", "partials_ptr", "dense_partials_ptr", "counters_ptr", "N")
+_X = {"exact": ("words_ptr",), "int": ("planes_ptr", "block_ptr")}
+
+# (kind, bits) -> PRMT per weight; the step has no others than its lookups and merges.
+_EXACT_PRMT = {
+    ("fp16", 2): 0.5,
+    ("fp16", 3): 1.0,
+    ("fp16", 4): 2.0,
+    ("int8", 2): 0.5,
+    ("int8", 3): 0.75,
+    ("int8", 4): 1.25,
+    ("u7", 4): 1.0,
+    ("sym", 4): 1.0,
+}
+_INT_PRMT = {
+    ("int8", 2): 0.25,
+    ("int8", 3): 0.25,
+    ("int8", 4): 0.75,
+    ("u7", 4): 0.5,
+    ("u7sum", 4): 0.5,
+    ("int16", 2): 0.5,
+    ("int16", 3): 0.5,
+    ("int16", 4): 1.5,
+}
+
+# Acceptance: what decoding alone has to allow, as a share of DRAM bandwidth.
+_ALWAYS = {"a5000": 1.0, "a6000": 1.0}
+_H200 = {
+    ("exact", "fp16", 3): 0.9,
+    ("exact", "fp16", 4): 0.6,
+    ("exact", "u7", 4): 1.0,
+    ("int", "u7", 4): 1.3,
+    ("int", "u7sum", 4): 1.3,
+    ("int", "int8", 3): 1.7,
+}
+
+
+def kernel_cases(arch: int) -> tuple[KernelCase, ...]:
+    """The shipped configurations; tiles are part of the format, so every architecture has these."""
+    del arch
+    luts = [_lut("exact", kind, bits) for kind, bits in _EXACT_PRMT]
+    luts += [_lut("int", kind, bits) for kind, bits in _INT_PRMT]
+    fused = [
+        _fused(path, kind, bits)
+        for path, kind, bits in (
+            ("exact", "fp16", 3),
+            ("exact", "fp16", 4),
+            ("exact", "u7", 4),
+            ("int", "u7", 4),
+            ("int", "int8", 3),
+        )
+    ]
+    uniform = [_uniform(path, bits) for path in _X for bits in (2, 3, 4, 8)]
+    uniform += [_grouped(bits) for bits in (2, 3, 4, 8)]
+    return (*luts, _gather(), *fused, *uniform)
+
+
+def _lut(path: str, kind: str, bits: int) -> KernelCase:
+    signature = _types(*_X[path], *_TABLE, *_OUTPUT)
+    return KernelCase(
+        name=f"lut{bits}-{kind}-{path}",
+        module="kernels.lut_gemv",
+        function=f"{path}_gemv",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs=_constants(path, kind, bits),
+        **_expectations(path, kind, bits),
+    )
+
+
+def _fused(path: str, kind: str, bits: int) -> KernelCase:
+    signature = _types("x_ptr", *_X[path], *_TABLE, *_CSR, *_CSR_OUTPUT)
+    return KernelCase(
+        name=f"lut{bits}-{kind}-{path}-csr",
+        module="kernels.lut_csr_fused",
+        function=f"{path}_csr_gemv",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs={**_constants(path, kind, bits), **sparse_constants(COLUMNS, 10)},
+        **_expectations(path, kind, bits),
+    )
+
+
+def _gather() -> KernelCase:
+    signature = {**_types("words_ptr", "codes_ptr", *_OUTPUT), "table_ptr": "*fp16"}
+    return KernelCase(
+        name="lut8-fp16-exact",
+        module="kernels.lut_gemv",
+        function="gather_gemv",
+        weight_bits=8,
+        weights_per_iteration=ROWS * DEFAULT_TILE_CODES[8],
+        signature=signature,
+        constexprs=_geometry(8),
+        divisible=_pointers(signature),
+        invariants={"FFMA": 1.0},
+        least_share=_ALWAYS,
+    )
+
+
+def _uniform(path: str, bits: int) -> KernelCase:
+    """One scale per row: the LUT kernels with a step that needs no table."""
+    signature = _types(*_X[path], *_TABLE, *_OUTPUT)
+    return KernelCase(
+        name=f"uniform{bits}-{path}",
+        module="kernels.lut_gemv",
+        function=f"{path}_gemv",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs=_constants(path, "uniform", bits),
+        weight_bits=bits,
+        weights_per_iteration=ROWS * DEFAULT_TILE_CODES[bits],
+        invariants=_uniform_invariants(path, bits),
+        least_share=_ALWAYS,
+    )
+
+
+def _uniform_invariants(path: str, bits: int) -> dict[str, float]:
+    """Two FMAs per pair, one decodes and one multiplies; 8-bit codes take a PRMT per pair."""
+    if path == "int":
+        return {"IDP": 0.5}
+    return {"PRMT": 0.5} if bits == 8 else {"HFMA2": 1.0}
+
+
+def _grouped(bits: int) -> KernelCase:
+    group_size = 128
+    constants = grouped_constants(bits)
+    block = constants["BLOCK"] * codes_per_group(bits)
+    signature = _types("words_ptr", "codes_ptr", "y_ptr", "N") | {"scale_ptr": "*i32"}
+    return KernelCase(
+        name=f"uniform{bits}-g{group_size}-exact",
+        module="kernels.uniform_gemv",
+        function="grouped_gemv",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs={
+            "TOTAL": COLUMNS // codes_per_group(bits),
+            "T": group_size // codes_per_group(bits),
+            "ROW_SCALES": COLUMNS // group_size,
+            "TILES_PER_SCALE": 1,
+            **constants,
+        },
+        weight_bits=bits,
+        weights_per_iteration=ROWS * block,
+        invariants=_uniform_invariants("exact", bits),
+        least_share=_ALWAYS,
+    )
+
+
+def _expectations(path: str, kind: str, bits: int) -> Mapping[str, object]:
+    prmt = (_EXACT_PRMT if path == "exact" else _INT_PRMT)[kind, bits]
+    h200 = _H200.get((path, kind, bits))
+    return {
+        "weight_bits": bits,
+        "weights_per_iteration": ROWS * DEFAULT_TILE_CODES[bits],
+        "invariants": {"PRMT": prmt},
+        "least_share": {**_ALWAYS, **({"h200": h200} if h200 else {})},
+    }
+
+
+def _constants(path: str, kind: str, bits: int) -> dict[str, object]:
+    constants = exact_constants if path == "exact" else int_constants
+    return {**_geometry(bits), **constants(kind, bits, DEFAULT_TILE_CODES[bits])}
+
+
+def _geometry(bits: int) -> dict[str, int]:
+    tile, group = DEFAULT_TILE_CODES[bits], codes_per_group(bits)
+    return {
+        "FULL": COLUMNS // tile,
+        "TAIL": COLUMNS % tile // group,
+        "PARTS": 1,
+        "T": tile // group,
+    }
+
+
+def _types(*names: str) -> dict[str, str]:
+    return {name: _TYPES[name] for name in names}
+
+
+def _pointers(signature: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(name for name, kind in signature.items() if kind.startswith("*"))

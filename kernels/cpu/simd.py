@@ -1,0 +1,241 @@
+"""Vector code that numba does not write by itself: look up 32 codes at once in registers (AVX2).
+
+A block is 8 words of codes (4 where a tile is too small). Its bytes are shifted and masked until
+each holds one code; `pshufb` then looks up one byte of each entry's FP32 pattern for all codes at
+once, as the byte permute does on a GPU, and byte interleaving puts the patterns together. FP16
+entries are exact in three such bytes, one-byte entries in two, and the codes of a uniform grid
+need no table. `vector_slots` says which code ends in which lane, so that the activations can be
+brought into that order once per call.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+ENTRIES = ("fp16", "int8", "u7", "grid")  # as stored by `pack_lut`; grid: the code itself
+ACCUMULATORS = 4  # independent sums, to hide the latency of a fused multiply-add
+_PATTERN_BYTES = {
+    "fp16": (1, 2, 3),
+    "int8": (2, 3),
+    "u7": (2, 3),
+}  # bytes of an FP32 pattern that can be nonzero
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_HALF, _FLOAT = ir.HalfType(), ir.FloatType()
+
+
+@cache
+def available() -> bool:
+    """Whether this machine has the instructions: AVX2, FMA and F16C on x86-64."""
+    features = binding.get_host_cpu_features()
+    return all(features.get(name, False) for name in ("avx2", "fma", "f16c"))
+
+
+def code_fields(bits: int) -> tuple[int, ...]:
+    """Lowest bits of the codes in a byte; at 3 bits a code has a nibble for itself."""
+    return tuple(range(0, 8, 4 if bits == 3 else bits))
+
+
+def vector_slots(bits: int, block: int) -> list[tuple[int, int, int]]:
+    """(word plane, word of the block, lowest bit of the code in it) per lane, in order of use.
+
+    At 3 bits plane 3 is the word of codes gathered from the spare bits of the other three.
+    """
+    out = []
+    for plane in range(4 if bits == 3 else 1):
+        for field in code_fields(bits):
+            for quarter in range(4):  # byte interleaving leaves words q and q + 4 in one vector
+                for word in range(quarter, block, 4):
+                    out += [(plane, word, 8 * byte + field) for byte in range(4)]
+    return out
+
+
+class _Emitter:
+    """Emits one `tile_dot`; everything known before compilation is an attribute."""
+
+    def __init__(self, builder: ir.IRBuilder, entries: str, bits: int, block: int) -> None:
+        self.builder, self.entries, self.bits, self.block = builder, entries, bits, block
+        self.bytes = ir.VectorType(_I8, 4 * block)
+        self.words = ir.VectorType(_I32, block)
+        self.floats = ir.VectorType(_FLOAT, block)
+
+    def call(self, name: str, result: ir.Type, arguments: Sequence[ir.Value]) -> ir.Value:
+        kind = ir.FunctionType(result, [argument.type for argument in arguments])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        return self.builder.call(function, arguments)
+
+    def load(self, pointer: ir.Value, kind: ir.Type, align: int) -> ir.Value:
+        value = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
+        value.align = align
+        return value
+
+    def splat(self, kind: ir.VectorType, value: float) -> ir.Constant:
+        return ir.Constant(kind, [value] * kind.count)
+
+    def shuffle(self, a: ir.Value, b: ir.Value, lanes: Sequence[int]) -> ir.Value:
+        mask = ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
+        return self.builder.shuffle_vector(a, b, mask)
+
+    def interleave(self, a: ir.Value, b: ir.Value, *, high: bool) -> ir.Value:
+        """Alternate the elements of a and b from the low or high half of each 128-bit lane."""
+        per_lane = a.type.count * 4 // self.block
+        start = per_lane // 2 if high else 0
+        lanes = []
+        for lane in range(self.block // 4):
+            for element in range(per_lane // 2):
+                position = lane * per_lane + start + element
+                lanes += [position, a.type.count + position]
+        return self.shuffle(a, b, lanes)
+
+    def table_planes(self, pointer: ir.Value) -> dict[int, ir.Value]:
+        """FP32 byte -> that byte of every entry, as a `pshufb` table in each 128-bit lane."""
+        builder, entries = self.builder, 1 << self.bits
+        stored = 2 * entries if self.entries == "fp16" else entries
+        raw = self.load(pointer, ir.VectorType(_I8, stored), 1)
+        if self.entries == "fp16":  # stored as a plane of low bytes, then one of high bytes
+            order = [part for j in range(entries) for part in (j, entries + j)]
+            halves = builder.bitcast(self.shuffle(raw, raw, order), ir.VectorType(_HALF, entries))
+            values = builder.fpext(halves, ir.VectorType(_FLOAT, entries))
+        else:
+            floats = ir.VectorType(_FLOAT, entries)
+            values = builder.uitofp(raw, floats)
+            if self.entries == "int8":  # stored as entry + 128
+                values = builder.fsub(values, self.splat(floats, 128.0))
+        patterns = builder.bitcast(values, ir.VectorType(_I8, 4 * entries))
+        return {
+            byte: self.shuffle(
+                patterns,
+                patterns,
+                [4 * (j % entries) + byte for j in range(16)] * (self.block // 4),
+            )
+            for byte in _PATTERN_BYTES[self.entries]
+        }
+
+    def word_planes(self, pointer: ir.Value, stride: ir.Value) -> list[ir.Value]:
+        """The block's words; at 3 bits the three planes and the word from their spare bits."""
+        builder = self.builder
+        if self.bits != 3:
+            return [self.load(pointer, self.words, 4)]
+        offsets = [builder.mul(stride, ir.Constant(_I64, plane)) for plane in range(3)]
+        planes = [self.load(builder.gep(pointer, [offset]), self.words, 4) for offset in offsets]
+        spare = self.splat(self.words, 0)
+        for plane, word in enumerate(planes):
+            shifted = builder.lshr(word, self.splat(self.words, 3 - plane))
+            spare = builder.or_(
+                spare, builder.and_(shifted, self.splat(self.words, 0x11111111 << plane))
+            )
+        return [*planes, spare]
+
+    def decode(self, codes: ir.Value, planes: dict[int, ir.Value]) -> list[ir.Value]:
+        """Bytes that hold one code each -> four vectors of FP32 values."""
+        builder, zero = self.builder, self.splat(self.bytes, 0)
+        pairs = ir.VectorType(_I16, 2 * self.block)
+        if self.entries == "grid":
+            byte = {0: codes}
+        else:
+            lanes = "avx2.pshuf.b" if self.block == 8 else "ssse3.pshuf.b.128"
+            byte = {
+                number: self.call(f"llvm.x86.{lanes}", self.bytes, [table, codes])
+                for number, table in planes.items()
+            }
+        out = []
+        for high in (False, True):
+            low_pair = self.interleave(byte.get(0, zero), byte.get(1, zero), high=high)
+            high_pair = self.interleave(byte.get(2, zero), byte.get(3, zero), high=high)
+            low_pair, high_pair = (builder.bitcast(p, pairs) for p in (low_pair, high_pair))
+            for part in (False, True):
+                word = builder.bitcast(self.interleave(low_pair, high_pair, high=part), self.words)
+                grid = self.entries == "grid"
+                out.append(
+                    builder.sitofp(word, self.floats)
+                    if grid
+                    else builder.bitcast(word, self.floats)
+                )
+        return out
+
+    def values(self, words: Sequence[ir.Value], planes: dict[int, ir.Value]) -> list[ir.Value]:
+        """All codes of a block, in the order of `vector_slots`."""
+        builder, out = self.builder, []
+        mask = self.splat(self.bytes, (1 << self.bits) - 1)
+        for word in words:
+            for field in code_fields(self.bits):
+                shifted = builder.lshr(word, self.splat(self.words, field)) if field else word
+                codes = builder.bitcast(shifted, self.bytes)
+                out += self.decode(builder.and_(codes, mask), planes)
+        return out
+
+    def horizontal_sum(self, vector: ir.Value) -> ir.Value:
+        while vector.type.count > 1:
+            half = vector.type.count // 2
+            low = self.shuffle(vector, vector, range(half))
+            high = self.shuffle(vector, vector, range(half, 2 * half))
+            vector = self.builder.fadd(low, high)
+        return self.builder.extract_element(vector, ir.Constant(_I32, 0))
+
+    def tile_dot(self, pointers: Sequence[ir.Value], groups: ir.Value) -> ir.Value:
+        """Sum over the codes of a tile of value * activation; pointers: words, x, table."""
+        builder = self.builder
+        words, x, table = pointers
+        planes = {} if self.entries == "grid" else self.table_planes(table)
+        zero = self.splat(self.floats, 0.0)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(ACCUMULATORS)]
+        position = cgutils.alloca_once_value(builder, x)
+        start, step = ir.Constant(_I64, 0), ir.Constant(_I64, self.block)
+        with cgutils.for_range_slice(builder, start, groups, step) as (group, _):
+            here = builder.load(position)
+            block_words = self.word_planes(builder.gep(words, [group]), groups)
+            values = self.values(block_words, planes)
+            for number, value in enumerate(values):
+                offset = ir.Constant(_I64, number * self.block)
+                activation = self.load(builder.gep(here, [offset]), self.floats, 4)
+                total = sums[number % ACCUMULATORS]
+                terms = [value, activation, builder.load(total)]
+                fused = self.call(f"llvm.fma.v{self.block}f32", self.floats, terms)
+                builder.store(fused, total)
+            end = ir.Constant(_I64, len(values) * self.block)
+            builder.store(builder.gep(here, [end]), position)
+        parts = [builder.load(total) for total in sums]
+        while len(parts) > 1:
+            parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return self.horizontal_sum(parts[0])
+
+
+@cache
+def tile_dot(entries: str, bits: int, block: int) -> Callable:
+    """numba function (words, word, groups, x, first, table, entry) -> float32.
+
+    words: int32, the tile starts at flat position `word` and has `groups` groups, a multiple of
+    `block` (8 or 4); x: float32 in the order of `vector_slots`, from `first` on; table: uint8,
+    the row's entries start at flat position `entry` (ignored for "grid").
+    """
+
+    @intrinsic
+    def dot(_context, words, word, groups, x, first, table, entry):  # noqa: PLR0913 - flat for numba
+        signature = types.float32(words, word, groups, x, first, table, entry)
+
+        def generate(context, builder, signature, values):
+            def pointer(array: int, offset: int) -> ir.Value:
+                kind = signature.args[array]
+                data = context.make_array(kind)(context, builder, value=values[array]).data
+                return builder.gep(data, [values[offset]])
+
+            emitter = _Emitter(builder, entries, bits, block)
+            return emitter.tile_dot([pointer(0, 1), pointer(3, 4), pointer(5, 6)], values[2])
+
+        return signature, generate
+
+    return dot
+
+
+@intrinsic
+def half_to_float(_context, bits):
+    """uint16 holding an FP16 number -> float32."""
+
+    def generate(_context, builder, _signature, values):
+        return builder.fpext(builder.bitcast(values[0], _HALF), _FLOAT)
+
+    return types.float32(bits), generate

@@ -1,0 +1,91 @@
+"""Compile-time constants of the GEMV kernels: which assembly step, and how to undo its scaling.
+
+Plain numbers and strings from (kind, bits, tile), so that launchers and the ahead-of-time report
+compile the same kernel. Imports neither torch nor triton.
+"""
+
+from kernels import ptx
+from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry_scale
+
+WARP = 32  # lanes; a tile is read by one warp
+GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 8: 128}  # groups of codes per warp and step
+GEMM_ROWS = 32  # rows of the weight per program
+GEMM_BLOCK = 32  # groups of codes per step
+SCALES = {"fp16": 0, "sym": 0, "int8": 1, "int16": 1, "u7": 2, "u7sum": 2, "uniform": 2}
+
+
+def exact_constants(kind: str, bits: int, tile_codes: int) -> dict[str, object]:
+    """Constants of `exact_rows` and `scale_rows`: FP16 products of the decoded entries."""
+    pack = tile_codes // ptx.codes_per_group(bits) // WARP
+    step = ptx.exact_step(kind, bits, pack)
+    has_zero = SCALES[kind] == 2
+    sum_text, sum_constraints = ptx.sum_step(step.inputs, pack) if has_zero else ("", "")
+    return {
+        **_operands(step),
+        "SUM_TEXT": sum_text,
+        "SUM_CONSTRAINTS": sum_constraints,
+        **_decoded_scaling(kind, bits),
+    }
+
+
+def decode_constants(kind: str, bits: int) -> dict[str, object]:
+    """Constants of the kernels that decode first and multiply later."""
+    step = ptx.decode_step(kind, bits)
+    return {
+        "PAIRS": step.inputs,
+        "TABLE": step.table,
+        "TEXT": step.text,
+        "CONSTRAINTS": step.constraints,
+        **_decoded_scaling(kind, bits),
+    }
+
+
+def int_constants(kind: str, bits: int, tile_codes: int) -> dict[str, object]:
+    """Constants of `int_rows` and `scale_rows`: integer products, zero points not yet subtracted."""
+    pack = tile_codes // ptx.codes_per_group(bits) // WARP
+    step = ptx.int_step(kind, bits, pack)
+    return {**_operands(step), **_scaling(kind, 1.0, -INT8_CENTRE if kind == "int8" else 0.0)}
+
+
+def grouped_constants(bits: int) -> dict[str, object]:
+    """Constants of `grouped_gemv`, besides the geometry of the row."""
+    block = GROUPED_BLOCK[bits]
+    pack = block // WARP
+    gain, centre = 1 / uniform_entry_scale(bits), float(2 ** (bits - 1))
+    step = ptx.grouped_step(bits, pack, gain, centre)
+    sum_text, sum_constraints = ptx.sum_step(step.inputs, pack)
+    return {
+        "BLOCK": block,
+        "WORDS": step.words,
+        "INPUTS": step.inputs,
+        "TEXT": step.text,
+        "CONSTRAINTS": step.constraints,
+        "SUM_TEXT": sum_text,
+        "SUM_CONSTRAINTS": sum_constraints,
+    }
+
+
+def _operands(step: ptx.Step) -> dict[str, object]:
+    return {
+        "WORDS": step.words,
+        "INPUTS": step.inputs,
+        "TABLE": step.table,
+        "TEXT": step.text,
+        "CONSTRAINTS": step.constraints,
+    }
+
+
+def _decoded_scaling(kind: str, bits: int) -> dict[str, object]:
+    """What undoes the FP16 decoders: they yield (entry - CENTRE) / GAIN."""
+    gain, centre = 1.0, 0.0
+    if kind == "int8":
+        gain = 1 / ENTRY_SCALE
+    elif kind == "u7":
+        gain, centre = 1 / ENTRY_SCALE, float(U7_CENTRE)
+    elif kind == "uniform":
+        gain, centre = 1 / uniform_entry_scale(bits), float(2 ** (bits - 1))
+    return _scaling(kind, gain, centre)
+
+
+def _scaling(kind: str, gain: float, centre: float) -> dict[str, object]:
+    return {"SCALES": SCALES[kind], "GAIN": gain, "CENTRE": centre}
