@@ -1,0 +1,123 @@
+"""Fisher diagonals of a model on disk, with what they were made from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quantizer import ledger
+from quantizer.calibration import Calibration
+from quantizer.checkpoint import Checkpoint
+from quantizer.checkpoint_model import block_of, load_model
+from quantizer.errors import CheckpointError, IdentityError, OutputError
+from quantizer.fisher import fisher_statistics
+from quantizer.lease import leased, wait_until_free
+from quantizer.safe_files import read_header
+
+FisherKind = Literal["sequence", "token"]
+NAME = "fisher.safetensors"
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file of Fisher diagonals was made from."""
+
+    kind: FisherKind
+    model_sha256: str
+    ids_sha256: str
+    sequences: int
+    tokens: int
+
+
+def ensure_fisher(
+    path: Path,
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    kind: FisherKind,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Make the file unless it is there and from the same model and tokens.
+
+    Raises: IdentityError naming the field that differs, CheckpointError, OutputError.
+    """
+    expected = Provenance(
+        kind=kind,
+        model_sha256=model_sha256(checkpoint),
+        ids_sha256=calibration.sha256,
+        sequences=calibration.ids.shape[0],
+        tokens=calibration.ids.shape[1],
+    )
+    lease = path.with_suffix(".lease")
+    while not path.exists():
+        with leased(lease) as mine:
+            if mine:
+                ledger.sweep(path.parent, path.stem)
+                if not path.exists():
+                    write_fisher(
+                        path, _diagonals(checkpoint, calibration, kind, progress), expected
+                    )
+                break
+        wait_until_free(lease)
+    check_provenance(path, expected)
+
+
+def check_provenance(path: Path, expected: Provenance) -> None:
+    """Raises: IdentityError, CheckpointError."""
+    found = read_provenance(path)
+    for field in Provenance.__struct_fields__:
+        have, want = getattr(found, field), getattr(expected, field)
+        if have != want:
+            raise IdentityError(
+                f"{path}: was made with another {field}: found {have}, expected {want}; remove it, "
+                "or name another file"
+            )
+
+
+def read_provenance(path: Path) -> Provenance:
+    """Raises: CheckpointError."""
+    metadata = read_header(path)[1]
+    try:
+        return msgspec.json.decode(metadata[ledger.METADATA], type=Provenance)
+    except (KeyError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{path}: is no file of Fisher diagonals: {error}") from None
+
+
+def write_fisher(path: Path, diagonals: dict[str, Tensor], provenance: Provenance) -> None:
+    """Raises: OutputError; the file appears whole or not at all."""
+    temporary = path.parent / f".{path.stem}.{ledger.token()}.tmp"
+    metadata = {ledger.METADATA: msgspec.json.encode(provenance).decode()}
+    ordered = {name: diagonals[name].contiguous() for name in sorted(diagonals)}
+    with ledger.replaced_durably(path, temporary):
+        try:
+            save_file(ordered, temporary, metadata)
+        except Exception as error:  # safetensors wraps the OSError of a full disk in its own type
+            raise OutputError(f"{path}: cannot be written: {error}") from None
+
+
+def model_sha256(checkpoint: Checkpoint) -> str:
+    """Hash of all shards, file by file."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for shard in sorted({info.shard for info in checkpoint.tensors.values()}):
+        digest.update(ledger.file_sha256(checkpoint.folder / shard).encode())
+    return digest.hexdigest()
+
+
+def _diagonals(
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    kind: FisherKind,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Tensor]:
+    model = load_model(checkpoint.folder)
+    blocks = {
+        f"{checkpoint.family.blocks}.{index}": block_of(model, checkpoint, index)
+        for index in range(checkpoint.blocks)
+    }
+    return fisher_statistics(
+        model, calibration.ids, blocks=blocks, token=kind == "token", progress=progress
+    )
