@@ -1,8 +1,8 @@
-"""Weighted 1-D k-means of every row of a matrix: min over codebooks of sum_i w_i (x_i - Q(x_i))^2.
+"""Weighted 1-D k-means of every row of a matrix: the codebook of least sum_i w_i (x_i - Q(x_i))^2.
 
-This is SqueezeLLM's clustering (arXiv 2306.07629, equation 3), which its code solves by scikit-learn
-from a random start. Here the result is the global optimum (`kmeans_dp` on the CPU, `kmeans_torch`
-on a GPU), or in fast mode a solution near it.
+SqueezeLLM's clustering (arXiv 2306.07629, equation 3), which its code solves by scikit-learn from
+a random start. Here the result is the global optimum (`kmeans_dp` on the CPU, `kmeans_torch` on a
+GPU), or in fast mode a solution near it.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perfmodel.errors import UsageError
 from quantizer.kmeans_rows import solve_rows
 from quantizer.kmeans_torch import solve_batch
 
@@ -19,7 +20,7 @@ CHUNK_WEIGHTS = 1 << 21  # weights sorted and solved at a time
 SAMPLE_STEP = 16  # fast mode: every so many rows are solved exactly to know the gap
 
 
-class ClusteringError(ValueError):
+class ClusteringError(UsageError):
     """Values or weights that cannot be clustered."""
 
 

@@ -173,10 +173,7 @@ def _by_layers(s0, s1, clusters):
         best[j] = _gain(s0, s1, 0, j)
     parents = np.zeros((clusters + 1, points + 1), np.int32)
     for k in range(2, clusters + 1):
-        following = np.full(points + 1, -np.inf)
-        first = points if k == clusters else k
-        _divide(s0, s1, best, following, parents[k], k, first)
-        best = following
+        best = _layer(s0, s1, best, parents[k], k, last=k == clusters)
     bounds = np.zeros(clusters + 1, np.int32)
     bounds[clusters] = points
     for k in range(clusters, 1, -1):
@@ -185,18 +182,22 @@ def _by_layers(s0, s1, clusters):
 
 
 @njit(cache=True)
-def _divide(s0, s1, best, following, parent, k, first):
-    """Fill columns first..m of layer k: the best left bound never moves left."""
+def _layer(s0, s1, best, parent, k, last):
+    """What k intervals up to each column save, by divide and conquer; `last`: up to m alone.
+
+    The best left bound of a column never lies left of that of a column before it.
+    """
     points = s0.size - 1
+    following = np.full(points + 1, -np.inf)
     stack = np.empty((128, 4), np.int64)
-    stack[0] = (first, points, k - 1, points - 1)
+    stack[0] = (points if last else k, points, k - 1, points - 1)
     depth = 1
     while depth:
         depth -= 1
         low, high, left, right = stack[depth]
         middle = (low + high) // 2
-        top, at = -np.inf, max(left, k - 1)
-        for i in range(max(left, k - 1), min(right, middle - 1) + 1):
+        top, at = -np.inf, left
+        for i in range(left, min(right, middle - 1) + 1):
             value = best[i] + _gain(s0, s1, i, middle)
             if value > top:
                 top, at = value, i
@@ -207,3 +208,4 @@ def _divide(s0, s1, best, following, parent, k, first):
         if middle < high:
             stack[depth] = (middle + 1, high, at, right)
             depth += 1
+    return following
