@@ -26,8 +26,11 @@ GUESS_CHUNK = 32  # points per step of the density estimate
 
 @njit(cache=True, inline="always")
 def _gain(s0, s1, i, j):
+    mass = s0[j] - s0[i]
+    if mass <= 0.0:  # weights that the sum rounds away
+        return 0.0
     moment = s1[j] - s1[i]
-    return moment * moment / (s0[j] - s0[i])
+    return moment * moment / mass
 
 
 @njit(cache=True)

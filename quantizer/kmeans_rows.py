@@ -31,32 +31,36 @@ def _merge(values, weights, order, x, w):
 
 @njit(cache=True)
 def _prefix(x, w):
-    """Centre of the row, and prefix sums of w and of w (x - centre)."""
+    """Centre of the row, which is taken off x, and prefix sums of w and of w x."""
     centre = (x * w).sum() / w.sum()
+    x -= centre
     s0, s1 = np.zeros(x.size + 1), np.zeros(x.size + 1)
     for i in range(x.size):
         s0[i + 1] = s0[i] + w[i]
-        s1[i + 1] = s1[i] + w[i] * (x[i] - centre)
+        s1[i + 1] = s1[i] + w[i] * x[i]
     return centre, s0, s1
 
 
 @njit(cache=True)
-def _means(s0, s1, bounds, centroids):
+def _means(s0, s1, x, bounds, centroids):
+    """Weighted mean of each interval that is not empty, inside it whatever the rounding."""
     for k in range(centroids.size):
         i, j = bounds[k], bounds[k + 1]
         if j > i:
-            centroids[k] = (s1[j] - s1[i]) / (s0[j] - s0[i])
+            mass = s0[j] - s0[i]
+            mean = (s1[j] - s1[i]) / mass if mass > 0.0 else x[i]
+            centroids[k] = min(max(mean, x[i]), x[j - 1])
 
 
 @njit(cache=True)
-def _nearly(s0, s1, x, centre, centroids):
+def _nearly(s0, s1, x, centroids):
     """Bounds of a good partition: optimal on merged neighbours, then Lloyd's algorithm."""
     step = max(1, x.size // max(FAST_POINTS, 8 * centroids.size))
     picks = np.append(np.arange(0, x.size, step), x.size)
     bounds = picks[partition(s0[picks], s1[picks], x[picks[:-1]], centroids.size)]
     for _ in range(FAST_ROUNDS):
-        _means(s0, s1, bounds, centroids)
-        middles = centre + (centroids[1:] + centroids[:-1]) / 2.0
+        _means(s0, s1, x, bounds, centroids)
+        middles = (centroids[1:] + centroids[:-1]) / 2.0
         bounds[1:-1] = np.searchsorted(x, middles)
     return bounds
 
@@ -76,8 +80,8 @@ def _row(values, weights, order, centroids, exact):
     if exact or count < 8 * clusters:
         bounds = partition(s0, s1, x, clusters).astype(np.int64)
     else:
-        bounds = _nearly(s0, s1, x, centre, centroids)
-    _means(s0, s1, bounds, centroids)
+        bounds = _nearly(s0, s1, x, centroids)
+    _means(s0, s1, x, bounds, centroids)
     centroids += centre
 
 

@@ -28,10 +28,12 @@ def _solve(values: Tensor, weights: Tensor, entries: int) -> Tensor:
     bounds = _bounds(s0, s1, count, entries)
     mass = s0.gather(1, bounds).diff(dim=1)
     means = centre + s1.gather(1, bounds).diff(dim=1) / mass
-    # Rows with fewer points than entries: empty intervals, which come last.
-    largest = x.gather(1, (count - 1)[:, None])
-    means = torch.where(mass > 0, means, largest)
-    return torch.minimum(means, largest)
+    # Inside its interval whatever the rounding. Rows with fewer points than entries have empty
+    # intervals, which come last, and whose centroids repeat the largest value.
+    first = x.gather(1, bounds[:, :-1].clamp_max(x.shape[1] - 1))
+    last = x.gather(1, (bounds[:, 1:] - 1).clamp_min(0))
+    means = torch.where(mass > 0, means, first).clamp(min=first, max=last)
+    return torch.where(bounds.diff(dim=1) > 0, means, x.gather(1, (count - 1)[:, None]))
 
 
 def _merged(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,9 +24,9 @@ def quantize_codebook(
     importance = _importance(wide, statistics, settings)
     mask = _chosen(wide, importance, settings)
     table = _fit(wide, importance, mask, settings)
-    codes, sparse = table.codes, None
+    codes, sparse, inexact = table.codes, None, 0
     if settings.share:
-        codes, remainders = split_off(wide, mask, table)
+        codes, remainders, inexact = split_off(wide, mask, table)
         sparse = pack_sparse(mask, remainders, settings.layout)
     packed = pack_lut(
         codes, table.entries, bits=settings.bits, kind=settings.entry, scale=table.scale
@@ -35,6 +35,7 @@ def quantize_codebook(
         "weighted_error": table.error,
         "cost_over_free": table.cost_over_free,
         "nonzeros": int(mask.sum()),
+        "inexact_nonzeros": inexact,
     }
     if settings.clustering == "fast":
         notes["gap_to_optimum"] = table.gap
@@ -87,7 +88,11 @@ def _chosen(weight: Tensor, importance: Tensor, settings: Settings) -> Tensor:
 
 
 def _fit(weight: Tensor, importance: Tensor, mask: Tensor, settings: Settings) -> Table:
-    """Tables under the importance of what stays; rows without any count all that stays."""
+    """Tables under the importance of what stays; rows without any count all that stays.
+
+    A row that is stored in full has a table of zeros, and so its own values as remainders.
+    """
+    weight = weight.masked_fill(mask.all(dim=1, keepdim=True), 0.0)
     kept = importance * ~mask
     blank = ~(kept > 0).any(dim=1, keepdim=True)
     kept = torch.where(blank, (~mask).to(kept.dtype), kept)

@@ -156,6 +156,18 @@ def test_bf16_rows_have_the_optimum_of_their_float_values():
     )
 
 
+def test_weights_far_below_the_others_do_no_harm():
+    values, weights = random_rows(4, 400)
+    weights[:, ::3] *= 1e-30  # a sum of the others does not change by them
+    due = objective(values, weights, cluster_rows(values, weights, 8).centroids)
+    batched = solve_batch(values, weights, 8)
+    torch.testing.assert_close(objective(values, weights, batched), due, rtol=1e-9, atol=0)
+    kept = torch.ones(400, dtype=torch.bool)
+    kept[::3] = False
+    alone = cluster_rows(values[:, kept], weights[:, kept], 8).centroids
+    torch.testing.assert_close(objective(values, weights, alone), due, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 def test_the_scale_of_the_weights_does_not_matter(scale):
     values, weights = random_rows(3, 200)
