@@ -53,6 +53,12 @@ def check_executor(spec: str) -> None:
         raise UsageError(f"no executor {spec!r}; have: serial, local, local:N, dask://HOST:PORT")
 
 
+def workers_of(spec: str) -> int:
+    """How many tasks run at once, as far as is known without asking a cluster."""
+    match = _LOCAL.fullmatch(spec)
+    return int(match["count"] or os.cpu_count() or 1) if match else 1
+
+
 def run_tasks(
     spec: str,
     function: Callable[[Any], Any],
@@ -178,7 +184,7 @@ def _open_workers(spec: str) -> Iterator[tuple[Executor, int]]:
         with _dask_workers(spec) as workers:
             yield workers
         return
-    width = int(match["count"] or os.cpu_count() or 1)
+    width = workers_of(spec)
     threads = max(1, (os.cpu_count() or 1) // width)
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(width, context, _start_worker, (threads,))

@@ -8,7 +8,7 @@ import msgspec
 
 from quantizer import ledger
 from quantizer.calibration import Calibration, Source
-from quantizer.checkpoint import CONFIG, INDEX, OUTSIDE, Checkpoint, load_tensors, open_checkpoint
+from quantizer.checkpoint import CONFIG, INDEX, OUTSIDE, Checkpoint, open_checkpoint
 from quantizer.errors import (
     CheckFailedError,
     CheckpointError,
@@ -245,13 +245,3 @@ def _check_outcome(outcome: Outcome, tasks: int, out: Path) -> None:
             f"stopped after {done} of {tasks} blocks, which are kept in {out}; "
             "run the same command to go on"
         )
-
-
-def global_iqr(checkpoint: Checkpoint, share: float) -> float:
-    """The one outlier threshold of all layers, in quartile ranges (SqueezeLLM's rule)."""
-    from quantizer.outliers import global_iqr_range
-
-    names = checkpoint.all_linear_names()
-    return global_iqr_range(
-        (load_tensors(checkpoint, [f"{n}.weight"])[f"{n}.weight"].float() for n in names), share
-    )
