@@ -26,18 +26,15 @@ GUESS_CHUNK = 32  # points per step of the density estimate
 
 @njit(cache=True, inline="always")
 def _gain(s0, s1, i, j):
-    mass = s0[j] - s0[i]
-    if mass <= 0.0:  # weights that the sum rounds away
-        return 0.0
     moment = s1[j] - s1[i]
-    return moment * moment / mass
+    return moment * moment / (s0[j] - s0[i])
 
 
 @njit(cache=True)
 def partition(s0, s1, x, clusters):
     """Bounds (clusters + 1,) of the optimal intervals of m > clusters >= 1 points.
 
-    s0, s1: (m + 1,) prefix sums of the weights, all positive, and of weight x value;
+    s0, s1: (m + 1,) prefix sums of the weights, strictly ascending, and of weight x value;
     x: (m,) ascending values.
     """
     points = x.size

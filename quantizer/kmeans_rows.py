@@ -6,6 +6,7 @@ from numba import njit, prange
 from quantizer.kmeans_dp import partition
 
 FAST_POINTS = 256  # the fast mode partitions about so many merged points
+NEGLIGIBLE = 2.0**-52  # of the sum of a row's weights
 FAST_ROUNDS = 3  # of Lloyd's algorithm after it
 
 
@@ -30,6 +31,18 @@ def _merge(values, weights, order, x, w):
 
 
 @njit(cache=True)
+def _drop_negligible(x, w):
+    """Leave out points whose weight a sum of all weights would round away; how many stay."""
+    least = w.sum() * NEGLIGIBLE
+    count = 0
+    for i in range(x.size):
+        if w[i] > least:
+            x[count], w[count] = x[i], w[i]
+            count += 1
+    return count
+
+
+@njit(cache=True)
 def _prefix(x, w):
     """Centre of the row, which is taken off x, and prefix sums of w and of w x."""
     centre = (x * w).sum() / w.sum()
@@ -47,8 +60,7 @@ def _means(s0, s1, x, bounds, centroids):
     for k in range(centroids.size):
         i, j = bounds[k], bounds[k + 1]
         if j > i:
-            mass = s0[j] - s0[i]
-            mean = (s1[j] - s1[i]) / mass if mass > 0.0 else x[i]
+            mean = (s1[j] - s1[i]) / (s0[j] - s0[i])
             centroids[k] = min(max(mean, x[i]), x[j - 1])
 
 
@@ -71,6 +83,7 @@ def _row(values, weights, order, centroids, exact):
     clusters = centroids.size
     x, w = np.empty(values.size), np.empty(values.size)
     count = _merge(values, weights, order, x, w)
+    count = _drop_negligible(x[:count], w[:count])
     x, w = x[:count], w[:count]
     if count <= clusters:
         centroids[:count] = x
