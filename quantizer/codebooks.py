@@ -110,10 +110,9 @@ def _cells(values: Tensor, weights: Tensor, table: Tensor) -> tuple[Tensor, Tens
 def _best_start(mass: Tensor, mean: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """The grid whose rounding of the free centroids costs least, of a list per row."""
     low, high = GRIDS[kind]
-    if kind == "int8":
-        span = mean.abs().amax(dim=1, keepdim=True) / high
-    else:
-        span = (mean[:, -1:] - mean[:, :1]) / high
+    span = mean.abs().amax(dim=1, keepdim=True) / high
+    if kind == "u7":  # a floor for rows far from zero: the FP16 zero counts whole steps up to 2048
+        span = torch.maximum((mean[:, -1:] - mean[:, :1]) / high, span / 4)
     best_cost = torch.full_like(span, torch.inf)
     best_grid = torch.zeros((mean.shape[0], 2))
     for stretch in STRETCHES.tolist():
