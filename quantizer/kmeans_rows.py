@@ -65,10 +65,27 @@ def _means(s0, s1, x, bounds, centroids):
 
 
 @njit(cache=True)
+def _merged_starts(x, groups):
+    """First points of groups of neighbours, and m: few points each, and a small part of the range.
+
+    The second matters for heavy tails, where few points stand far apart.
+    """
+    most_points, widest = max(1, x.size // groups), (x[-1] - x[0]) / groups
+    starts = np.empty(x.size + 1, np.int64)
+    starts[0], count = 0, 1
+    for i in range(1, x.size):
+        first = starts[count - 1]
+        if i - first >= most_points or x[i] - x[first] >= widest:
+            starts[count] = i
+            count += 1
+    starts[count] = x.size
+    return starts[: count + 1]
+
+
+@njit(cache=True)
 def _nearly(s0, s1, x, centroids):
     """Bounds of a good partition: optimal on merged neighbours, then Lloyd's algorithm."""
-    step = max(1, x.size // max(FAST_POINTS, 8 * centroids.size))
-    picks = np.append(np.arange(0, x.size, step), x.size)
+    picks = _merged_starts(x, max(FAST_POINTS, 8 * centroids.size))
     bounds = picks[partition(s0[picks], s1[picks], x[picks[:-1]], centroids.size)]
     for _ in range(FAST_ROUNDS):
         _means(s0, s1, x, bounds, centroids)
