@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 MAX_PENALTIES = 60
-COARSE_POINTS = 512  # penalties are first tried on about so many merged points
+COARSE_POINTS = 256  # penalties are first tried on a few times so many merged points
 GUESS_CHUNK = 32  # points per step of the density estimate
 
 
@@ -54,13 +54,30 @@ def partition(s0, s1, x, clusters):
 def _coarse_penalty(s0, s1, x, clusters):
     """A penalty that is probably right: right for the row with neighbours merged."""
     guess = _density_penalty(s0, x, clusters)
-    step = x.size // COARSE_POINTS
-    if step < 2 or x.size < 4 * clusters * step:
+    if x.size < 4 * COARSE_POINTS or clusters * 8 > COARSE_POINTS:
         return guess
-    picks = np.append(np.arange(0, x.size, step), x.size)
+    picks = merged_starts(x, COARSE_POINTS)
     parent = np.empty(picks.size, np.int32)
     found = _search(s0[picks], s1[picks], clusters, guess, parent)
     return found if found > 0.0 else guess
+
+
+@njit(cache=True)
+def merged_starts(x, groups):
+    """First points of groups of neighbours, and m: few points each, and a small part of the range.
+
+    The second matters for heavy tails, where few points stand far apart.
+    """
+    most_points, widest = max(1, x.size // groups), (x[-1] - x[0]) / groups
+    starts = np.empty(x.size + 1, np.int64)
+    starts[0], count = 0, 1
+    for i in range(1, x.size):
+        first = starts[count - 1]
+        if i - first >= most_points or x[i] - x[first] >= widest:
+            starts[count] = i
+            count += 1
+    starts[count] = x.size
+    return starts[: count + 1]
 
 
 @njit(cache=True)

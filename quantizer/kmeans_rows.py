@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit, prange
 
-from quantizer.kmeans_dp import partition
+from quantizer.kmeans_dp import merged_starts, partition
 
 FAST_POINTS = 256  # the fast mode partitions about so many merged points
 NEGLIGIBLE = 2.0**-52  # of the sum of a row's weights
@@ -65,27 +65,9 @@ def _means(s0, s1, x, bounds, centroids):
 
 
 @njit(cache=True)
-def _merged_starts(x, groups):
-    """First points of groups of neighbours, and m: few points each, and a small part of the range.
-
-    The second matters for heavy tails, where few points stand far apart.
-    """
-    most_points, widest = max(1, x.size // groups), (x[-1] - x[0]) / groups
-    starts = np.empty(x.size + 1, np.int64)
-    starts[0], count = 0, 1
-    for i in range(1, x.size):
-        first = starts[count - 1]
-        if i - first >= most_points or x[i] - x[first] >= widest:
-            starts[count] = i
-            count += 1
-    starts[count] = x.size
-    return starts[: count + 1]
-
-
-@njit(cache=True)
 def _nearly(s0, s1, x, centroids):
     """Bounds of a good partition: optimal on merged neighbours, then Lloyd's algorithm."""
-    picks = _merged_starts(x, max(FAST_POINTS, 8 * centroids.size))
+    picks = merged_starts(x, max(FAST_POINTS, 8 * centroids.size))
     bounds = picks[partition(s0[picks], s1[picks], x[picks[:-1]], centroids.size)]
     for _ in range(FAST_ROUNDS):
         _means(s0, s1, x, bounds, centroids)
