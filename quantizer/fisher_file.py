@@ -14,7 +14,7 @@ from quantizer.checkpoint import Checkpoint
 from quantizer.checkpoint_model import block_of, load_model
 from quantizer.errors import CheckpointError, IdentityError, OutputError
 from quantizer.fisher import fisher_statistics
-from quantizer.lease import leased, wait_until_free
+from quantizer.lease import patiently_leased
 from quantizer.safe_files import read_header
 
 FisherKind = Literal["sequence", "token"]
@@ -51,16 +51,11 @@ def ensure_fisher(
         tokens=calibration.ids.shape[1],
     )
     lease = path.with_suffix(".lease")
-    while not path.exists():
-        with leased(lease) as mine:
-            if mine:
-                ledger.sweep(path.parent, path.stem)
-                if not path.exists():
-                    write_fisher(
-                        path, _diagonals(checkpoint, calibration, kind, progress), expected
-                    )
-                break
-        wait_until_free(lease)
+    if not path.exists():
+        with patiently_leased(lease):
+            ledger.sweep(path.parent, path.stem)
+            if not path.exists():
+                write_fisher(path, _diagonals(checkpoint, calibration, kind, progress), expected)
     check_provenance(path, expected)
 
 

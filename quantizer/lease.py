@@ -64,6 +64,20 @@ def leased(path: Path) -> Iterator[bool]:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def patiently_leased(path: Path) -> Iterator[None]:
+    """Hold the lease at `path`, after whoever else has it.
+
+    Raises: OutputError.
+    """
+    while True:
+        with leased(path) as mine:
+            if mine:
+                yield
+                return
+        wait_until_free(path)
+
+
 def wait_until_free(path: Path, *, poll_s: float = 0.2) -> None:
     """Return when the lease is gone; break it when its holder shows no life."""
     seen, since = _touched(path), time.monotonic()

@@ -158,7 +158,7 @@ def verify(folder: Path) -> tuple[list[Manifest], list[str]]:
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder and its ledger, and see that they can be written.
+    """Make the folder and its ledger.
 
     Raises: OutputError.
     """
@@ -166,9 +166,6 @@ def prepare(folder: Path) -> None:
         (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
-    probe = folder / FOLDER / f".probe.{token()}.tmp"
-    write_durably(probe, b"")
-    probe.unlink()
 
 
 def sweep(folder: Path, name: str) -> None:

@@ -20,7 +20,7 @@ from quantizer.estimate import free_bytes
 from quantizer.executors import Outcome, run_tasks
 from quantizer.fisher_file import NAME as FISHER_NAME
 from quantizer.fisher_file import ensure_fisher
-from quantizer.lease import lease_path, wait_until_free
+from quantizer.lease import lease_path, patiently_leased, wait_until_free
 from quantizer.matrix import Settings
 from quantizer.safe_files import read_header, read_json
 from quantizer.sequence import run_sequence
@@ -36,6 +36,7 @@ from quantizer.work import (
 )
 
 QUANT_METHOD = "memwall"
+FINISH = "finish"  # lease of the files that come last
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
@@ -152,12 +153,17 @@ def finish(checkpoint: Checkpoint, job: Job, results: Sequence[BlockResult]) -> 
         total += sum(info.nbytes for info in header.values())
         layers |= layer_records(metadata, path)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    ledger.write_durably(job.out / INDEX, ledger.as_json(index))
-    for name in COPIED:
-        if (job.source / name).is_file():
-            ledger.write_durably(job.out / name, (job.source / name).read_bytes())
     config = dict(checkpoint.config) | {"quantization_config": _config(job, layers)}
-    ledger.write_durably(job.out / CONFIG, ledger.as_json(config))
+    files = {INDEX: ledger.as_json(index)}
+    files |= {
+        name: (job.source / name).read_bytes() for name in COPIED if (job.source / name).is_file()
+    }
+    files[CONFIG] = ledger.as_json(config)
+    with patiently_leased(lease_path(job.out, FINISH)):
+        ledger.sweep(job.out / ledger.FOLDER, FINISH)
+        for name, content in files.items():
+            ledger.sweep(job.out, name.split(".")[0])
+            ledger.write_durably(job.out / name, content)
     return Summary(
         out=job.out,
         bits_per_weight=packed_bits(layers),

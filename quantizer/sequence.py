@@ -21,7 +21,7 @@ from quantizer.checkpoint_model import block_of, dense_layer, skeleton
 from quantizer.errors import CheckFailedError, PerfmodelError
 from quantizer.executors import Outcome
 from quantizer.hessian import InputSums, accumulate_inputs
-from quantizer.lease import lease_path, leased, wait_until_free
+from quantizer.lease import lease_path, patiently_leased
 from quantizer.matrix import QuantizedMatrix, Statistics
 from quantizer.methods import quantize_matrix
 from quantizer.safe_files import read_header, shard_path
@@ -135,21 +135,15 @@ def _run_one(
     fisher = fisher_of(task)
     after = before + (hash_tensors(fisher) if fisher else "")
     identity = identity_of(task, tensors, hashlib.sha256(after.encode()).hexdigest())
-    while True:
-        with leased(lease_path(out, task.block)) as mine:
-            if mine:
-                ledger.sweep(out, task.block)
-                ledger.sweep(out / ledger.FOLDER, task.block)
-                made = ledger.state(out, identity) != "done"
-                if made:
-                    matrices = _quantized(task, layer, prefix, calls, tensors, fisher)
-                    state = layer.state_dict()
-                    rest = {
-                        n: state[n.removeprefix(prefix)].to(t.dtype) for n, t in tensors.items()
-                    }
-                    commit_block(out, identity, rest, matrices)
-                break
-        wait_until_free(lease_path(out, task.block))
+    with patiently_leased(lease_path(out, task.block)):
+        ledger.sweep(out, task.block)
+        ledger.sweep(out / ledger.FOLDER, task.block)
+        made = ledger.state(out, identity) != "done"
+        if made:
+            matrices = _quantized(task, layer, prefix, calls, tensors, fisher)
+            state = layer.state_dict()
+            rest = {n: state[n.removeprefix(prefix)].to(t.dtype) for n, t in tensors.items()}
+            commit_block(out, identity, rest, matrices)
     layer.load_state_dict(_finished(out, task.block, prefix))
     seconds = time.perf_counter() - begin
     became = "made" if made else "kept"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from quantizer import ledger, lease
+from quantizer import lease, ledger
 from quantizer.errors import CheckpointError, IdentityError, OutputError
 
 ROOT = Path(__file__).parents[2]
@@ -115,9 +115,15 @@ def test_a_read_only_folder_is_refused_before_any_work(folder, monkeypatch):
     def read_only(*_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(Path, "open", read_only)
-    with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
-        ledger.prepare(folder)
+    monkeypatch.setattr(lease.os, "open", read_only)
+    message = "cannot be written: Read-only file system"
+    path = lease.lease_path(folder, WORK.block)
+    with pytest.raises(OutputError, match=message), lease.leased(path):
+        pytest.fail("holds a lease that cannot be written")
+    monkeypatch.undo()
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with pytest.raises(OutputError, match=message):
+        ledger.prepare(folder / "new")
 
 
 def test_a_place_that_cannot_be_a_folder_is_refused(tmp_path):
