@@ -28,6 +28,7 @@ from quantizer.work import (
     BlockResult,
     BlockTask,
     LayerRecord,
+    code_version,
     layer_records,
     needed,
     packed_bits,
@@ -103,6 +104,7 @@ def quantize(job: Job, hooks: Hooks | None = None) -> Summary:
             out=str(job.out.resolve()),
             block=block,
             settings=settings,
+            code=code_version(),
             fisher=None if fisher is None else str(fisher.resolve()),
         )
         for block, settings in settings_by_block(checkpoint, job.settings).items()

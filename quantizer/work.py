@@ -20,7 +20,7 @@ from quantizer.checkpoint import (
     open_checkpoint,
     read_tensors,
 )
-from quantizer.errors import CheckpointError
+from quantizer.errors import CheckpointError, IdentityError
 from quantizer.lease import lease_path, leased
 from quantizer.matrix import QuantizedMatrix, Settings, Statistics
 from quantizer.methods import needs, quantize_matrix
@@ -35,6 +35,7 @@ class BlockTask(msgspec.Struct, frozen=True, kw_only=True):
     out: str
     block: str  # block-00007, or `outside`
     settings: dict[str, Settings]  # by name of the linear layer
+    code: str  # `code_version` of whoever gives the work
     fisher: str | None = None  # statistics file
 
 
@@ -81,6 +82,11 @@ def run_block(task: BlockTask) -> BlockResult:
     Raises: CheckpointError, IdentityError, OutputError; what a method raises.
     """
     begin = time.perf_counter()
+    if task.code != code_version():
+        raise IdentityError(
+            f"{task.block}: this worker runs other sources than the run that asks it; install the "
+            "same version on every machine"
+        )
     out = Path(task.out)
     with leased(lease_path(out, task.block)) as mine:
         if not mine:
@@ -114,7 +120,7 @@ def identity_of(task: BlockTask, tensors: dict[str, Tensor], statistics: str) ->
         method=",".join(methods),
         settings=msgspec.json.encode(task.settings, order="sorted").decode(),
         statistics=statistics,
-        code=code_version(),
+        code=task.code,
     )
 
 
