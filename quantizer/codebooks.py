@@ -82,28 +82,30 @@ def _descend(
     values: Tensor, weights: Tensor, centroids: Tensor, kind: str
 ) -> tuple[Tensor, Tensor]:
     """Entries (N, E) and grid (N, 2) of scale and zero (0 for int8), float32 holding FP16."""
-    mass, mean = _cells(values, weights, centroids)
-    entries, grid = _best_start(mass, mean, kind)
-    best_error = objective(values, weights, _grid_values(entries, grid))
+    squares = (weights.double() * values.double().square()).sum(dim=1)
+    entries, grid = _best_start(*_cells(values, weights, centroids.float()), kind)
+    best_error = torch.full_like(squares, torch.inf)
     best_entries, best_grid = entries, grid
     for _ in range(ROUNDS):
-        mass, mean = _cells(values, weights, _grid_values(entries, grid))
-        grid = _least_squares(mass, mean, entries, kind, grid)
-        entries = _rounded(mean, grid, kind)
-        error = objective(values, weights, _grid_values(entries, grid))
+        table = _grid_values(entries, grid)
+        mass, mean = _cells(values, weights, table)
+        wide = table.double()
+        error = squares + (mass * wide * (wide - 2 * mean)).sum(dim=1)
         better = (error < best_error)[:, None]
         best_error = torch.minimum(error, best_error)
         best_entries = torch.where(better, entries, best_entries)
         best_grid = torch.where(better, grid, best_grid)
+        grid = _least_squares(mass, mean, entries, kind, grid)
+        entries = _rounded(mean, grid, kind)
     return best_entries, best_grid
 
 
 def _cells(values: Tensor, weights: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Mass and mean (N, E) float64 of the values nearest each entry; empty cells: the entry."""
     codes = nearest_codes(values, table).long()
-    mass = torch.zeros_like(table, dtype=torch.float64).scatter_add_(1, codes, weights.double())
-    moment = weights.double() * values.double()
-    moment = torch.zeros_like(mass).scatter_add_(1, codes, moment)
+    wide = weights.double()
+    mass = torch.zeros_like(table, dtype=torch.float64).scatter_add_(1, codes, wide)
+    moment = torch.zeros_like(mass).scatter_add_(1, codes, wide * values)
     return mass, torch.where(mass > 0, moment / mass, table.double())
 
 
