@@ -1,6 +1,8 @@
 """Checkpoints as transformers models: dense ones, quantized ones, and one block at a time."""
 
+import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +56,8 @@ def load_model(
     Raises: CheckpointError, UsageError.
     """
     checkpoint = open_checkpoint(folder)
+    if linear == "kernels":
+        _check_kernels_run()
     if linear == "kernels" and dtype not in (None, torch.float16):
         raise UsageError(f"linear layers of `kernels` work in float16, found {dtype}")
     dtype = dtype or (torch.float16 if linear == "kernels" else torch.float32)
@@ -164,6 +168,15 @@ def _packed_layer(
 
     half = None if bias is None else bias.to(torch.float16)
     return QuantizedLinear(matrix.weight, matrix.sparse, half)
+
+
+def _check_kernels_run() -> None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if find_spec("triton") is None or not (torch.cuda.is_available() or interpreted):
+        raise UsageError(
+            "linear layers of `kernels` need Triton and a GPU (or TRITON_INTERPRET=1); `dense` "
+            "and `packed` need neither"
+        )
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

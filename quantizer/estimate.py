@@ -18,7 +18,7 @@ from quantizer.methods import needs, quantize_matrix
 PROBE_ROWS = 64
 PROBE_SIZE = 512  # of the matrix product
 FLOAT_BYTES = 4
-WORKING_COPIES = 6  # of a block's weights in float32 while it is quantized; measured, not derived
+WORKING_COPIES = 6  # of a block's weights in float32 while it is quantized: a generous guess
 ACTIVATION_COPIES = 24  # of the hidden states, for the backward pass of one block
 
 

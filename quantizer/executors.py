@@ -16,14 +16,21 @@ import re
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
-from quantizer.errors import PerfmodelError, UsageError
+from quantizer.errors import CheckFailedError, PerfmodelError, UsageError
 
 ATTEMPTS = 3
 POLL_S = 0.2  # how often a request to stop is looked at
@@ -153,6 +160,10 @@ class _Run:
                 future = executor.submit(self.function, self.tasks[queue[0]])
             except BrokenProcessPool:
                 return False
+            except (RuntimeError, OSError) as error:  # a cluster that is gone
+                raise CheckFailedError(
+                    f"the executor takes no more work: {_reason(error)}; what is finished is kept"
+                ) from None
             running[future] = queue.popleft()
             if queue is self.suspects:
                 break
@@ -160,7 +171,7 @@ class _Run:
 
     def _settle(self, index: int, future: Future[Any]) -> bool:
         """Take a result, or count the attempt. True if the pool is broken."""
-        error = future.exception()
+        error = CancelledError() if future.cancelled() else future.exception()
         if error is None:
             self.results.append(future.result())
             self.on_result(self.results[-1])

@@ -19,6 +19,7 @@ from quantizer.safe_files import read_header
 
 FisherKind = Literal["sequence", "token"]
 NAME = "fisher.safetensors"
+FILE_MODE = 0o644
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +89,7 @@ def write_fisher(path: Path, diagonals: dict[str, Tensor], provenance: Provenanc
     with ledger.replaced_durably(path, temporary):
         try:
             save_file(ordered, temporary, metadata)
+            temporary.chmod(FILE_MODE)  # safetensors makes files that only their owner reads
         except Exception as error:  # safetensors wraps the OSError of a full disk in its own type
             raise OutputError(f"{path}: cannot be written: {error}") from None
 

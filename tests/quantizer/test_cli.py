@@ -160,6 +160,15 @@ def test_errors_take_one_line(llama, text_ids, capsys, tmp_path, arguments, code
     assert not (tmp_path / "out").exists()
 
 
+def test_kernels_without_a_gpu_say_what_they_need(quantized, text_ids, capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = ["evaluate", quantized, "--text", text_ids, "--linear", "kernels"]
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert "need Triton and a GPU" in err
+
+
 def test_evaluation_on_calibration_text_warns(llama, ids, capsys, tmp_path):
     arguments = ["quantize", llama, "--format", "gptq-w4", "--calibration", ids, "--out", tmp_path]
     assert run(capsys, *arguments)[0] == 0
