@@ -1,6 +1,7 @@
 """Fisher diagonals of a model on disk, with what they were made from."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from quantizer import ledger
 from quantizer.calibration import Calibration
-from quantizer.checkpoint import Checkpoint
+from quantizer.checkpoint import Checkpoint, hash_tensors, read_tensors
 from quantizer.checkpoint_model import block_of, load_model
 from quantizer.errors import CheckpointError, IdentityError, OutputError
 from quantizer.fisher import fisher_statistics
@@ -23,13 +24,20 @@ FILE_MODE = 0o644
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """What a file of Fisher diagonals was made from."""
+    """What Fisher diagonals were made from."""
 
     kind: FisherKind
     model_sha256: str
     ids_sha256: str
     sequences: int
     tokens: int
+
+
+class Contents(msgspec.Struct, frozen=True, kw_only=True):
+    """Metadata of a file of Fisher diagonals."""
+
+    provenance: Provenance
+    sha256: str  # of the diagonals
 
 
 def ensure_fisher(
@@ -57,47 +65,52 @@ def ensure_fisher(
             ledger.sweep(path.parent, path.stem)
             if not path.exists():
                 write_fisher(path, _diagonals(checkpoint, calibration, kind, progress), expected)
-    check_provenance(path, expected)
+    check_fisher(path, expected)
 
 
-def check_provenance(path: Path, expected: Provenance) -> None:
-    """Raises: IdentityError, CheckpointError."""
-    found = read_provenance(path)
+def check_fisher(path: Path, expected: Provenance) -> None:
+    """Raises: IdentityError naming a field that differs, CheckpointError for damage."""
+    metadata = read_header(path)[1]
+    try:
+        contents = msgspec.json.decode(metadata[ledger.METADATA], type=Contents)
+    except (KeyError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{path}: is no file of Fisher diagonals: {error}") from None
     for field in Provenance.__struct_fields__:
-        have, want = getattr(found, field), getattr(expected, field)
+        have, want = getattr(contents.provenance, field), getattr(expected, field)
         if have != want:
             raise IdentityError(
                 f"{path}: was made with another {field}: found {have}, expected {want}; remove it, "
                 "or name another file"
             )
-
-
-def read_provenance(path: Path) -> Provenance:
-    """Raises: CheckpointError."""
-    metadata = read_header(path)[1]
-    try:
-        return msgspec.json.decode(metadata[ledger.METADATA], type=Provenance)
-    except (KeyError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"{path}: is no file of Fisher diagonals: {error}") from None
+    names = sorted(read_header(path)[0])
+    if _sha256(read_tensors(path, [name]) for name in names) != contents.sha256:
+        raise CheckpointError(f"{path}: is damaged: its SHA-256 is another; remove it")
 
 
 def write_fisher(path: Path, diagonals: dict[str, Tensor], provenance: Provenance) -> None:
     """Raises: OutputError; the file appears whole or not at all."""
     temporary = path.parent / f".{path.stem}.{ledger.token()}.tmp"
-    metadata = {ledger.METADATA: msgspec.json.encode(provenance).decode()}
     ordered = {name: diagonals[name].contiguous() for name in sorted(diagonals)}
+    sha256 = _sha256({name: tensor} for name, tensor in ordered.items())
+    contents = msgspec.json.encode(Contents(provenance=provenance, sha256=sha256))
     with ledger.replaced_durably(path, temporary):
         try:
-            save_file(ordered, temporary, metadata)
+            save_file(ordered, temporary, {ledger.METADATA: contents.decode()})
             temporary.chmod(FILE_MODE)  # safetensors makes files that only their owner reads
         except Exception as error:  # safetensors wraps the OSError of a full disk in its own type
             raise OutputError(f"{path}: cannot be written: {error}") from None
 
 
+def _sha256(parts: Iterable[dict[str, Tensor]]) -> str:
+    """One tensor at a time: the file may be twice as large as the model."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hash_tensors(part).encode())
+    return digest.hexdigest()
+
+
 def model_sha256(checkpoint: Checkpoint) -> str:
     """Hash of all shards, file by file."""
-    import hashlib
-
     digest = hashlib.sha256()
     for shard in sorted({info.shard for info in checkpoint.tensors.values()}):
         digest.update(ledger.file_sha256(checkpoint.folder / shard).encode())

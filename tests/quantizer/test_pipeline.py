@@ -137,6 +137,18 @@ def test_another_model_cannot_use_the_fisher_file(llama, ids, tmp_path):
         quantize(replace(job, source=other, out=tmp_path / "b"))
 
 
+def test_a_damaged_fisher_file_is_refused(llama, ids, tmp_path):
+    job = job_of(llama, tmp_path, "squeezellm-w3", ids)
+    quantize(job)
+    fisher = tmp_path / "ledger" / "fisher.safetensors"
+    content = fisher.read_bytes()
+    fisher.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+    with pytest.raises(CheckpointError, match="is damaged: its SHA-256 is another; remove it"):
+        quantize(job)
+    fisher.unlink()
+    assert quantize(job).kept == BLOCKS + 1
+
+
 def test_a_block_that_fails_is_put_aside_and_the_rest_goes_on(llama, tmp_path, monkeypatch):
     honest = work.quantize_matrix
     poisoned = open_checkpoint(llama).linear_names(1)[2]
