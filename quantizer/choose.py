@@ -1,7 +1,7 @@
 """Settings of every layer from what a command line says: formats, rules, equal true bytes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from quantizer.errors import CheckpointError, UsageError
 from quantizer.matrix import Settings
 from quantizer.outliers import global_iqr_range
 from quantizer.safe_files import MAX_HEADER_BYTES, read_json
+from quantizer.squeezellm import weighting_of
 
 OutlierRule = Literal["global", "percentile"]
 GROUPS = (1024, 512, 256, 128, 64, 32)
@@ -47,16 +48,22 @@ def layer_settings(
     strange = sorted(set(names) ^ set(formats))
     if strange:
         raise CheckpointError(f"formats do not match the layers of the model, as {strange[0]}")
-    ranges = _iqr_ranges(checkpoint, formats, options) if outliers == "global" else {}
-    settings = {}
-    for name in names:
-        one = replace(options, format=formats[name])
-        if one.share:
-            one = replace(one, iqr_range=ranges.get(one.share, options.iqr_range))
+    settings = {name: replace(options, format=formats[name]) for name in names}
+    ranges = _iqr_ranges(checkpoint, settings.values()) if outliers == "global" else {}
+    for name, one in settings.items():
         if one.method == "awq" and name.endswith(UNCLIPPED):
-            one = replace(one, clip=False)
-        settings[name] = one
+            settings[name] = replace(one, clip=False)
+        elif outlier_share(one) in ranges:
+            settings[name] = replace(one, iqr_range=ranges[outlier_share(one)])
     return settings
+
+
+def outlier_share(settings: Settings) -> float:
+    """Share of the values that leave for their magnitude, after the sensitive ones."""
+    if settings.selection not in ("paper", "outliers"):
+        return 0.0
+    first = settings.selection == "paper" and weighting_of(settings) != "none"
+    return max(settings.share - settings.sensitive_share * first, 0.0)
 
 
 def read_formats(path: Path) -> dict[str, str]:
@@ -140,17 +147,13 @@ def _sparse_percent(name: str, bits_per_weight: float, shapes: Sequence[tuple[in
     return math.floor(low) / SPARSE_NAMES_PER_PERCENT
 
 
-def _iqr_ranges(
-    checkpoint: Checkpoint, formats: dict[str, str], options: Settings
-) -> dict[float, float]:
-    """Per sparse share in use, SqueezeLLM's one outlier threshold of the whole model."""
+def _iqr_ranges(checkpoint: Checkpoint, settings: Iterable[Settings]) -> dict[float, float]:
+    """Per share of outliers in use, SqueezeLLM's one threshold of the whole model."""
     ranges = {}
-    for share in {replace(options, format=name).share for name in set(formats.values())} - {0.0}:
-        outliers = max(share - options.sensitive_share, 0.0)
+    for share in {outlier_share(one) for one in settings} - {0.0}:
         weights = (
             load_tensors(checkpoint, [f"{name}.weight"])[f"{name}.weight"].float()
             for name in checkpoint.all_linear_names()
         )
-        if outliers:
-            ranges[share] = global_iqr_range(weights, outliers)
+        ranges[share] = global_iqr_range(weights, share)
     return ranges
