@@ -45,7 +45,7 @@ ROW = st.lists(
 
 
 @given(row=ROW, entries=st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_no_partition_is_better(row, entries):
     values = torch.tensor([[float(x) for x, _ in row]])
     weights = torch.tensor([[w for _, w in row]])
