@@ -27,7 +27,13 @@ from quantizer.choose import (
 )
 from quantizer.cli import DEFAULT_FORMATS, METHODS
 from quantizer.compare import FORECAST_FISHER, Comparison, Setting, compare
-from quantizer.errors import RESUMABLE_EXIT, CheckFailedError, CheckpointError, UsageError
+from quantizer.errors import (
+    RESUMABLE_EXIT,
+    CheckFailedError,
+    CheckpointError,
+    StoppedError,
+    UsageError,
+)
 from quantizer.estimate import Estimate, estimate, free_bytes
 from quantizer.evaluate import EvaluationText, Protocol, load_evaluation, perplexity
 from quantizer.executors import check_executor, workers_of
@@ -111,7 +117,11 @@ def cmd_compare(args: argparse.Namespace) -> None:
             executor=args.executor,
             outliers=args.outliers,
         )
-        lines = compare(setting, formats, hooks, lambda line: progress.step(line.format))
+        try:
+            lines = compare(setting, formats, hooks, lambda line: progress.step(line.format))
+        except StoppedError as stop:
+            kept = stop if args.work else "stopped; nothing is kept without --work DIR"
+            raise StoppedError(str(kept)) from None
     _print_comparison(lines, setting.text.label, args)
 
 

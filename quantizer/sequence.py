@@ -33,7 +33,6 @@ from quantizer.work import (
     fisher_of,
     identity_of,
     layer_records,
-    needed,
 )
 
 
@@ -197,8 +196,3 @@ def _finished(out: Path, block: str, prefix: str) -> dict[str, Tensor]:
         }
     state |= {name: tensor.float() for name, tensor in tensors.items()}
     return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-
-
-def all_needs_met_alone(task: BlockTask) -> bool:
-    """Whether the layers of a task can be quantized without activations."""
-    return not needed(task.settings) & {"hessian", "mean_abs"}
