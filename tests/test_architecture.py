@@ -15,7 +15,7 @@ ALLOWED = {
     "perfmodel": {"hardware", "perfmodel"},
     "kernels": {"kernels"},
     "quantizer": {
-        *("quantizer", "perfmodel.formats", "perfmodel.errors"),
+        *("quantizer", "perfmodel.formats", "perfmodel.format_names", "perfmodel.errors"),
         *("kernels.layouts", "kernels.linear"),
     },
     "bench": set(PACKAGES),

@@ -1,0 +1,1 @@
+"""Quantize LLaMA-type checkpoints: sensitivity, codebooks, methods, checkpoints, evaluation."""

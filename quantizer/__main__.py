@@ -1,0 +1,6 @@
+"""`python -m quantizer`."""
+
+from quantizer.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,159 @@
+"""Settings of every layer from what a command line says: formats, rules, equal true bytes."""
+
+import math
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
+
+from perfmodel.format_names import parse_format
+from quantizer.awq_block import UNCLIPPED
+from quantizer.checkpoint import Checkpoint, load_tensors
+from quantizer.errors import CheckpointError, UsageError
+from quantizer.matrix import Settings
+from quantizer.outliers import global_iqr_range
+from quantizer.safe_files import MAX_HEADER_BYTES, read_json
+from quantizer.squeezellm import weighting_of
+
+OutlierRule = Literal["global", "percentile"]
+GROUPS = (1024, 512, 256, 128, 64, 32)
+UNIFORM = ("rtn", "gptq", "awq")
+CODEBOOK_BITS = (8, 4, 3, 2)
+SPARSE_NAMES_PER_PERCENT = 10_000  # a sparse share in a name has at most four decimals
+
+
+def uniform_settings(
+    checkpoint: Checkpoint, options: Settings, outliers: OutlierRule = "percentile"
+) -> dict[str, Settings]:
+    """The same options for every layer; one global outlier threshold if the rule asks for it."""
+    return layer_settings(
+        checkpoint, dict.fromkeys(checkpoint.all_linear_names(), options.format), options, outliers
+    )
+
+
+def layer_settings(
+    checkpoint: Checkpoint,
+    formats: dict[str, str],
+    options: Settings,
+    outliers: OutlierRule = "percentile",
+) -> dict[str, Settings]:
+    """A format for every layer, other options as given.
+
+    Raises: UsageError for formats that are wrong, CheckpointError for layers that do not exist.
+    """
+    names = checkpoint.all_linear_names()
+    strange = sorted(set(names) ^ set(formats))
+    if strange:
+        raise CheckpointError(f"formats do not match the layers of the model, as {strange[0]}")
+    settings = {name: replace(options, format=formats[name]) for name in names}
+    ranges = _iqr_ranges(checkpoint, settings.values()) if outliers == "global" else {}
+    for name, one in settings.items():
+        if one.method == "awq" and name.endswith(UNCLIPPED):
+            settings[name] = replace(one, clip=False)
+        elif outlier_share(one) in ranges:
+            settings[name] = replace(one, iqr_range=ranges[outlier_share(one)])
+    return settings
+
+
+def outlier_share(settings: Settings) -> float:
+    """Share of the values that leave for their magnitude, after the sensitive ones."""
+    if settings.selection not in ("paper", "outliers"):
+        return 0.0
+    first = settings.selection == "paper" and weighting_of(settings) != "none"
+    return max(settings.share - settings.sensitive_share * first, 0.0)
+
+
+def read_formats(path: Path) -> dict[str, str]:
+    """Layer -> format, as `allocate` writes it.
+
+    Raises: CheckpointError.
+    """
+    try:
+        return msgspec.convert(read_json(path, MAX_HEADER_BYTES).get("formats"), dict[str, str])
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: formats: {error}") from None
+
+
+def format_name(
+    method: str, bits: int, *, group: int | None = None, sparsity: float | None = None
+) -> str:
+    """The perfmodel name of `--method M --bits B [--group G] [--sparsity PERCENT]`.
+
+    Raises: UsageError.
+    """
+    if method == "awq" and group is None:
+        group = 128
+    parts = [method, f"w{bits}"]
+    parts += [f"g{group}"] if group is not None else []
+    parts += [f"s{sparsity:g}"] if sparsity else []
+    return parse_format("-".join(parts)).name
+
+
+def format_of_bits(method: str, bits_per_weight: float, shapes: Sequence[tuple[int, int]]) -> str:
+    """The format of a method that comes nearest to so many true bits, from below.
+
+    Codebooks spend what is left on sparse values, grids on smaller groups.
+
+    Raises: UsageError if no format of the method is small enough.
+    """
+    if method in UNIFORM:
+        names = [
+            f"{method}-w{bits}{group}"
+            for bits in CODEBOOK_BITS
+            for group in (*(f"-g{g}" for g in GROUPS), *([""] if method != "awq" else []))
+        ]
+    else:
+        names = [f"{method}-w{bits}" for bits in CODEBOOK_BITS]
+    sizes = {name: true_bits(name, shapes) for name in names}
+    fitting = {name: bits for name, bits in sizes.items() if bits <= bits_per_weight}
+    if not fitting:
+        least = min(sizes, key=lambda name: sizes[name])
+        raise UsageError(
+            f"{method} takes {sizes[least]:.3f} bits per weight at least ({least}), found "
+            f"{bits_per_weight:g}"
+        )
+    best = max(fitting, key=lambda name: fitting[name])
+    if method in UNIFORM:
+        return best
+    percent = _sparse_percent(best, bits_per_weight, shapes)
+    return f"{best}-s{percent:g}" if percent else best
+
+
+def true_bits(name: str, shapes: Sequence[tuple[int, int]]) -> float:
+    """Stored bits per weight of a format over layers of these shapes."""
+    known = parse_format(name)
+    return 8 * sum(known.weight_bytes(n, k) for n, k in shapes) / sum(n * k for n, k in shapes)
+
+
+def layer_shapes(checkpoint: Checkpoint) -> list[tuple[int, int]]:
+    """(N, K) of every linear layer of the blocks."""
+    shapes = [checkpoint.tensors[f"{n}.weight"].shape for n in checkpoint.all_linear_names()]
+    return [(shape[0], shape[1]) for shape in shapes]
+
+
+def _sparse_percent(name: str, bits_per_weight: float, shapes: Sequence[tuple[int, int]]) -> float:
+    """The largest sparse percentage, of four decimals, that keeps the format within the bits."""
+    low, high = 0, 50 * SPARSE_NAMES_PER_PERCENT
+    while low < high:
+        middle = (low + high + 1) // 2
+        percent = float(Fraction(middle, SPARSE_NAMES_PER_PERCENT))
+        if true_bits(f"{name}-s{percent:f}", shapes) <= bits_per_weight:
+            low = middle
+        else:
+            high = middle - 1
+    return math.floor(low) / SPARSE_NAMES_PER_PERCENT
+
+
+def _iqr_ranges(checkpoint: Checkpoint, settings: Iterable[Settings]) -> dict[float, float]:
+    """Per share of outliers in use, SqueezeLLM's one threshold of the whole model."""
+    ranges = {}
+    for share in {outlier_share(one) for one in settings} - {0.0}:
+        weights = (
+            load_tensors(checkpoint, [f"{name}.weight"])[f"{name}.weight"].float()
+            for name in checkpoint.all_linear_names()
+        )
+        ranges[share] = global_iqr_range(weights, share)
+    return ranges

@@ -1,0 +1,97 @@
+"""The loss of a quantized model before it is measured, and formats chosen by it.
+
+To second order the mean loss rises by dNLL = 1/2 sum_ij H_ij dW_ij^2, H the per-token Fisher
+diagonal of `fisher`. Good within 4 % of the perplexity while dNLL < 0.35; beyond it the true loss
+is higher. Per layer the increases add up, so a budget can be spent where it saves most.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from math import exp
+from typing import NamedTuple
+
+from torch import Tensor
+
+from perfmodel.errors import UsageError
+
+QUADRATIC_LIMIT = 0.35  # dNLL; above it, forecasts are too low
+
+
+class Choice(NamedTuple):
+    """One way to store a layer."""
+
+    nbytes: int
+    loss: float  # forecast dNLL
+
+
+def forecast_loss(weight: Tensor, dequantized: Tensor, token_fisher: Tensor) -> float:
+    """dNLL of replacing an (N, K) weight, in nats per token."""
+    change = dequantized.double() - weight.double()
+    return 0.5 * float((token_fisher.double() * change.square()).sum())
+
+
+def forecast_perplexity(perplexity: float, loss: float) -> float:
+    """Perplexity after a rise of the loss by that many nats per token."""
+    return perplexity * exp(loss)
+
+
+def beyond_quadratic(loss: float) -> bool:
+    """Whether the forecast is too large to be trusted."""
+    return loss > QUADRATIC_LIMIT
+
+
+def allocate(
+    choices: Mapping[str, Mapping[str, tuple[int, float]]], budget_bytes: int
+) -> dict[str, str]:
+    """The format of each layer, of little forecast loss within the budget.
+
+    choices: per layer and format name its bytes and loss. Every layer starts at its smallest
+    format and is raised along its lower convex hull, by falling loss saved per byte; a step that
+    no longer fits is left out. Optimal for the bytes it spends, but for the last step that did not
+    fit (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988).
+
+    Raises: UsageError if the smallest formats exceed the budget, or a layer has no format.
+    """
+    hulls = {layer: _hull(layer, formats) for layer, formats in choices.items()}
+    taken = {layer: hull[0][0] for layer, hull in hulls.items()}
+    spent = sum(hull[0][1].nbytes for hull in hulls.values())
+    if spent > budget_bytes:
+        raise UsageError(f"smallest formats take {spent} bytes, budget is {budget_bytes}")
+    steps = [
+        (_slope(a[1], b[1]), layer, number, b[0], b[1].nbytes - a[1].nbytes)
+        for layer, hull in hulls.items()
+        for number, (a, b) in enumerate(pairwise(hull))
+    ]
+    stuck = set()
+    for _, layer, _, name, more in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
+        if layer in stuck:
+            continue
+        if spent + more > budget_bytes:
+            stuck.add(layer)
+            continue
+        spent += more
+        taken[layer] = name
+    return taken
+
+
+def _hull(layer: str, formats: Mapping[str, tuple[int, float]]) -> list[tuple[str, Choice]]:
+    """Formats on the lower convex hull of (bytes, loss), by rising bytes and falling loss."""
+    if not formats:
+        raise UsageError(f"layer {layer} has no format to choose from")
+    points = sorted(
+        ((name, Choice(*choice)) for name, choice in formats.items()),
+        key=lambda point: (*point[1], point[0]),
+    )
+    hull = points[:1]
+    for point in points[1:]:
+        if point[1].loss >= hull[-1][1].loss:
+            continue
+        while len(hull) > 1 and _slope(hull[-2][1], hull[-1][1]) <= _slope(hull[-1][1], point[1]):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _slope(a: Choice, b: Choice) -> float:
+    """Loss saved per byte; a and b differ in bytes, as b is smaller in loss and sorted later."""
+    return (a.loss - b.loss) / max(1, b.nbytes - a.nbytes)
