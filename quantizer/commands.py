@@ -373,7 +373,7 @@ def _print_comparison(lines: list[Comparison], label: str, args: argparse.Namesp
         "true bits: bytes of the packed layers; seconds without the statistics that formats share"
     )
     if any(line.beyond_quadratic for line in lines):
-        print("* beyond the quadratic regime: the true loss is higher than its forecast")
+        print("* beyond the quadratic regime: not to be trusted; GPTQ is overestimated even before")
 
 
 def _short(value: float | str) -> str:

@@ -19,7 +19,7 @@ pytest.importorskip("distributed", reason="needs the extra `dist`")
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = 24
-PATIENCE_S = 60
+PATIENCE_S = 120
 
 
 def start(stack: ExitStack, *command: str) -> subprocess.Popen:
