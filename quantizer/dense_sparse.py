@@ -4,15 +4,13 @@ import torch
 from torch import Tensor
 
 from kernels.layouts import CsrWeight, pack_csr, pack_hybrid
+from perfmodel.format_names import DENSEST_ROWS, NONZEROS_PER_START_ROW
 from quantizer.codebooks import Table
-
-CHUNK_NNZ = 128  # nonzeros per program of the balanced kernel
-DENSE_ROWS = 10  # SqueezeLLM, section 4.3: the ten densest rows are stored in full
 
 
 def widen_dense_rows(mask: Tensor) -> Tensor:
     """The mask with its densest rows set: a row stored in full costs the same however full."""
-    rows = torch.topk(mask.sum(dim=1), min(DENSE_ROWS, mask.shape[0])).indices
+    rows = torch.topk(mask.sum(dim=1), min(DENSEST_ROWS, mask.shape[0])).indices
     wider = mask.clone()
     wider[rows] = True
     return wider
@@ -47,7 +45,7 @@ def pack_sparse(mask: Tensor, remainders: Tensor, layout: str) -> CsrWeight:
     pointers = torch.nn.functional.pad(mask.sum(dim=1).cumsum(0), (1, 0))
     shape = (mask.shape[0], mask.shape[1])
     if layout == "hybrid":
-        dense = min(DENSE_ROWS, shape[0])
+        dense = min(DENSEST_ROWS, shape[0])
         return pack_hybrid(pointers, columns, remainders, shape=shape, dense=dense)
-    chunk = CHUNK_NNZ if layout == "balanced" else None
+    chunk = NONZEROS_PER_START_ROW if layout == "balanced" else None
     return pack_csr(pointers, columns, remainders, shape=shape, chunk_nnz=chunk)
