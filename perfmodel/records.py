@@ -60,12 +60,12 @@ def _check_keys(
     for key in value:
         if strict and key not in hints:
             raise document.error((*path, key), _unknown_key(key, list(hints)), at_key=True)
-    for info in msgspec.structs.fields(record_type):
-        if info.required and info.name not in value:
-            raise document.error(path, f"found no key {info.name}, expected it")
     for key, item in value.items():
         if key in hints:
             _check_nested(document, item, _struct_in(hints[key]), (*path, key))
+    for info in msgspec.structs.fields(record_type):
+        if info.required and info.name not in value:
+            raise document.error(path, f"found no key {info.name}, expected it")
 
 
 def _check_nested(
