@@ -4,10 +4,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from perfmodel import __version__, commands
-from perfmodel.errors import USAGE_EXIT, PerfmodelError, one_line
+from perfmodel.arguments import OneLineParser
+from perfmodel.errors import PerfmodelError, one_line
 from perfmodel.output import discard_output
 from perfmodel.workload import ACCOUNTINGS, PHASES
 
@@ -49,42 +50,6 @@ examples:
   python -m perfmodel plot runtime --gpu a5000 --bits 16,8,4,3,2 --lengths 128,2048 -o runtime.svg
   python -m perfmodel plot sweep --gpu a6000 --bits 16,4,3 --batch 1,2,4,8,16,32,64 -o batch.png
 """
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with near matches for a mistyped word."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs |= {
-            "allow_abbrev": False,
-            "formatter_class": argparse.RawDescriptionHelpFormatter,
-        }
-        super().__init__(**kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        line = one_line(f"{self.prog}: error: {message}{self._hint(message)}")
-        self.exit(USAGE_EXIT, f"{line}\n")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Unknown options are reported by the sub-command that got them, which knows its own."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            parsed.parser.error(f"unknown argument: {unknown[0]}")
-        return parsed
-
-    def _hint(self, message: str) -> str:
-        import difflib  # only needed for an error message
-
-        if message.startswith("unknown argument: "):
-            known = [option for action in self._actions for option in action.option_strings]
-            typed = message.removeprefix("unknown argument: ").partition("=")[0]
-        elif "invalid choice: " in message:
-            typed, _, choices = message.partition("invalid choice: ")[2].partition(" (choose from ")
-            typed, known = typed.strip("'"), choices.replace("'", "").rstrip(")").split(", ")
-        else:
-            return ""
-        near = difflib.get_close_matches(typed, known, n=2, cutoff=0.5)
-        return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

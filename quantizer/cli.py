@@ -1,14 +1,14 @@
 """`python -m quantizer`: arguments in, one command, its exit code out."""
 
 import argparse
-import difflib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from perfmodel.errors import USAGE_EXIT, PerfmodelError
+from perfmodel.arguments import OneLineParser
+from perfmodel.errors import PerfmodelError, one_line
+from perfmodel.output import discard_output
 
 METHODS = ("rtn", "kmeans", "squeezellm", "gptq", "awq")
 PROFILES = ("c4-100x512", "c4-128x2048", "pile-128x512", "wikitext2-128x2048")
@@ -35,35 +35,6 @@ run the same command to go on.
 """
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line, with near matches for a mistyped word."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        kwargs |= {
-            "allow_abbrev": False,
-            "formatter_class": argparse.RawDescriptionHelpFormatter,
-        }
-        super().__init__(**kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_EXIT, f"{self.prog}: error: {message}{self._hint(message)}\n")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Unknown options are reported by the sub-command that got them, which knows its own."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            parsed.parser.error(f"unknown argument: {unknown[0]}")
-        return parsed
-
-    def _hint(self, message: str) -> str:
-        if not message.startswith("unknown argument: "):
-            return ""
-        known = [option for action in self._actions for option in action.option_strings]
-        typed = message.removeprefix("unknown argument: ").partition("=")[0]
-        near = difflib.get_close_matches(typed, known, n=2, cutoff=0.5)
-        return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
@@ -72,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         getattr(commands, f"cmd_{args.command}")(args)
     except PerfmodelError as error:
-        print(f"quantizer: error: {error}", file=sys.stderr)
+        print(one_line(f"quantizer: error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("quantizer: interrupted; finished blocks are kept", file=sys.stderr)
         return commands.RESUMABLE_EXIT
     except BrokenPipeError:  # the reader, `head` for example, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
+from perfmodel.output import as_json
 from quantizer import ledger
 from quantizer.calibration import Calibration, in_domain, load_calibration, source_of
 from quantizer.checkpoint import OUTSIDE, Checkpoint, open_checkpoint
@@ -45,7 +46,7 @@ from quantizer.methods import needs
 from quantizer.pipeline import Hooks, Job, check_job, quantize, read_config
 from quantizer.plan import Sensitivity, sensitivities
 from quantizer.progress import Progress, duration
-from quantizer.tables import as_json, as_table, human_bytes
+from quantizer.tables import as_table, human_bytes
 
 __all__ = ["RESUMABLE_EXIT"]  # the command line's; the commands are found by name
 SMALL_MATRIX = 2**20  # weights; below, starting threads takes longer than they save

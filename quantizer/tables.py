@@ -1,9 +1,7 @@
-"""A plain table for people; JSON for programs."""
+"""A plain table for people."""
 
 from collections.abc import Sequence
 from typing import Any
-
-import msgspec
 
 
 def as_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -16,11 +14,6 @@ def as_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         lines.append("  ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]).rstrip())
     lines.insert(1, "─" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines) + "\n"
-
-
-def as_json(document: Any) -> str:
-    """Indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
 
 def human_bytes(count: int) -> str:

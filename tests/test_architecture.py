@@ -16,6 +16,7 @@ ALLOWED = {
     "kernels": {"kernels"},
     "quantizer": {
         *("quantizer", "perfmodel.formats", "perfmodel.format_names", "perfmodel.errors"),
+        *("perfmodel.arguments", "perfmodel.output"),
         *("kernels.layouts", "kernels.linear"),
     },
     "bench": set(PACKAGES),
