@@ -108,6 +108,7 @@ def cmd_compare(args: argparse.Namespace) -> None:
     progress = Progress("formats", len(formats) + 1)
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ledger.prepare(work)
         hooks = stack.enter_context(_stoppable())
         setting = Setting(
             checkpoint=checkpoint,

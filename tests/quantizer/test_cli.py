@@ -75,7 +75,7 @@ def test_compare_prints_one_line_per_format(llama, ids, text_ids, capsys, tmp_pa
     formats = "rtn-w4,squeezellm-w4-s0.45,gptq-w4"
     code, out, err = run(
         capsys, "compare", llama, "--calibration", ids, "--text", text_ids, "--formats", formats,
-        "--executor", "serial", "--work", tmp_path,
+        "--executor", "serial", "--work", tmp_path / "new",
     )  # fmt: skip
     assert (code, err) == (0, "")
     table = [line.split() for line in out.splitlines()[2:6]]
