@@ -1,6 +1,6 @@
 """Device files: what ships is sound, names are found, a file of the user's own works."""
 
-import re
+from math import log2
 
 import pytest
 import yaml
@@ -9,6 +9,8 @@ from perfmodel.errors import UnknownNameError
 from perfmodel.hardware import device_names, device_path, load_hardware, sources
 from tests.perfmodel.toys import ideal, toy_workload
 
+# Their datasheets quote tensor peaks at a clock below the boost clock.
+QUOTED_BELOW_BOOST = {"b200", "gh200", "h100-nvl", "h100-pcie", "h100-sxm", "h200"}
 # The example of the hardware README and of the design: everything else is unknown.
 SHORT = """\
 name: My GPU
@@ -32,16 +34,17 @@ def test_aliases_found_by_text_are_those_of_the_parsed_file(device):
 
 
 @pytest.mark.parametrize("device", device_names())
-def test_dense_fp16_peak_is_clock_times_units_where_the_file_says_no_other(device):
-    """FLOP per unit and clock is a power of two; peaks quoted at another clock say so."""
+def test_dense_fp16_peak_is_units_times_clock_times_a_power_of_two(device):
+    """FLOP per unit and clock; a swapped sparse peak would pass, a mistyped digit does not."""
     hw = load_hardware(device)
     assert hw.sm_count
     assert hw.boost_clock_hz
     per_clock = hw.matmul_flop_per_s / (hw.sm_count * hw.boost_clock_hz)
-    nearest = 2 ** round(per_clock).bit_length() // 2
-    rate = min((nearest, 2 * nearest), key=lambda power: abs(power - per_clock))
-    text = device_path(device).read_text()
-    assert abs(per_clock / rate - 1) < 0.021 or re.search(r"\d MHz|GHz", text)
+    deviation = per_clock / 2 ** round(log2(per_clock)) - 1
+    if device in QUOTED_BELOW_BOOST:
+        assert -0.14 < deviation < -0.05
+    else:
+        assert abs(deviation) < 0.021
 
 
 @pytest.mark.parametrize(
