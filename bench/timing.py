@@ -1,0 +1,156 @@
+"""The timing engine: distinct copies beyond the cache, interleaved samples, a stop rule, a verdict.
+
+A call is timed by a sampler, which runs it and returns the seconds of one call. Weights are read
+from DRAM because every call takes the next of several copies that together exceed twice the last
+cache; that is asserted, not hoped. Subjects are sampled in turn, so that a drift of the clock
+meets all of them alike. Policy and sources: docs/measuring.md.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from bench.measurement import noise
+
+CACHE_MULTIPLE = 2  # copies of the weights exceed this many times the last cache
+LEAST_LAUNCHES = 50  # per CUDA graph
+
+Sampler = Callable[[], float]  # runs the subject, returns the seconds of one call
+
+
+class NotColdError(ValueError):
+    """A rotation of buffers that would be served from the cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRule:
+    """When a subject has been sampled enough, and when its samples are refused."""
+
+    least_samples: int = 30
+    least_s: float = 0.2  # spent in the subject
+    most_s: float = 10.0  # spent in the subject
+    steady: float = 0.01  # interquartile range over median at which sampling stops
+    unsteady: float = 0.05  # ... above which the samples are refused
+
+    def is_enough(self, samples_s: Sequence[float], spent_s: float) -> bool:
+        """Whether a subject needs no further sample."""
+        if spent_s >= self.most_s:
+            return True
+        if len(samples_s) < self.least_samples or spent_s < self.least_s:
+            return False
+        return noise(samples_s) <= self.steady
+
+
+# A shared CPU is noisier than a GPU: neighbours take its memory bandwidth.
+CPU_RULE = StopRule(least_s=0.1, most_s=2.0, steady=0.02, unsteady=0.15)
+
+
+def copies_for(weight_bytes: int, cache_bytes: int) -> int:
+    """Distinct copies so that rotating over them always misses the cache."""
+    return max(2, CACHE_MULTIPLE * cache_bytes // weight_bytes + 1)
+
+
+def assert_cold(copies: int, weight_bytes: int, cache_bytes: int) -> None:
+    """Raises: NotColdError unless the copies exceed the cache as often as they should."""
+    if copies * weight_bytes <= CACHE_MULTIPLE * cache_bytes:
+        total = copies * weight_bytes
+        raise NotColdError(
+            f"{copies} copies of {weight_bytes} bytes are {total}, "
+            f"expected more than {CACHE_MULTIPLE} x {cache_bytes} bytes of cache"
+        )
+
+
+def sample_in_turn(
+    samplers: Mapping[str, Sampler], rule: StopRule, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, tuple[float, ...]]:
+    """Seconds per call of every subject, one sample each in turn until all have enough.
+
+    A subject that has enough drops out; `clock` measures what each has spent.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    spent_s = dict.fromkeys(samplers, 0.0)
+    running = list(samplers)
+    while running:
+        for name in running:
+            start = clock()
+            samples[name].append(samplers[name]())
+            spent_s[name] += clock() - start
+        running = [n for n in running if not rule.is_enough(samples[n], spent_s[n])]
+    return {name: tuple(taken) for name, taken in samples.items()}
+
+
+def refusal(
+    samples_s: Sequence[float], rule: StopRule, throttled: Sequence[str] = ()
+) -> str | None:
+    """Why the samples are no result, or None; `throttled` are the reasons that the device gave."""
+    if min(samples_s) <= 0:
+        return f"not positive: a sample of {min(samples_s):g} s"
+    if throttled:
+        return f"throttled: {', '.join(throttled)}"
+    if noise(samples_s) > rule.unsteady:
+        found, limit = noise(samples_s), rule.unsteady
+        return f"unsteady: quartiles {found:.1%} of the median apart, expected at most {limit:.0%}"
+    return None
+
+
+def cpu_sampler(call: Callable[[int], object], copies: int) -> Sampler:
+    """A call on the next copy, by the CPU's clock."""
+    turns = count()
+    for copy in range(min(copies, 3)):  # compile, and touch what is touched once
+        call(copy)
+
+    def sample_s() -> float:
+        copy = next(turns) % copies
+        start = time.perf_counter()
+        call(copy)
+        return time.perf_counter() - start
+
+    return sample_s
+
+
+def cuda_graph_sampler(call: Callable[[int], object], copies: int) -> Sampler:
+    """Replays of one graph of whole rounds of call(0) ... call(copies - 1), at least 50 calls.
+
+    No launch waits for the host; two events on the stream give the seconds.
+    """
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for copy in range(min(copies, 3)):  # compile and load outside the capture
+            call(copy)
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    launches = -(-LEAST_LAUNCHES // copies) * copies
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for launch in range(launches):
+            call(launch % copies)
+    graph.replay()
+    torch.cuda.synchronize()
+    return lambda: event_s(graph.replay) / launches
+
+
+def cuda_event_sampler(call: Callable[[int], object], copies: int) -> Sampler:
+    """A call on the next copy between two events: what cannot be captured in a graph."""
+    import torch
+
+    turns = count()
+    for copy in range(min(copies, 3)):
+        call(copy)
+    torch.cuda.synchronize()
+    return lambda: event_s(lambda: call(next(turns) % copies))
+
+
+def event_s(launch: Callable[[], object]) -> float:
+    """Seconds between two CUDA events around a launch."""
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    launch()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e-3
