@@ -1,5 +1,6 @@
 """Devices: strict YAML files in datasheet units, converted once to a record in SI base units."""
 
+import os
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 import hardware
 from perfmodel import names
 from perfmodel.errors import SpecError, UnknownFactError, UsageError
+from perfmodel.measured import Measured, MeasuredGroup, to_measured
 from perfmodel.records import field_paths, to_record
 from perfmodel.strict_yaml import Document, parse_yaml, plain_scalar, read_text
 from perfmodel.units import GIGA, MEGA, MIB, TERA
@@ -19,6 +21,8 @@ from perfmodel.units import GIGA, MEGA, MIB, TERA
 Positive = Annotated[float, msgspec.Meta(ge=0.001, le=1_000_000)]
 PositiveInt = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
+HOST = "host"  # the name of the machine that the command runs on
+HOST_FILE_VARIABLE = "MEMWALL_HOST"
 
 
 class _Group(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +78,7 @@ class HardwareFile(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True
     memory: MemoryGroup
     compute: ComputeGroup
     interconnect: InterconnectGroup | None = None
+    measured: MeasuredGroup | None = None
     notes: Text | None = None
 
 
@@ -92,6 +97,7 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
     link_bytes_per_s: float | None  # both directions together
     sm_count: int | None
     boost_clock_hz: float | None
+    measured: Measured | None = None
     file: HardwareFile
 
     @property
@@ -136,7 +142,7 @@ def load_hardware(gpu: str, *, overrides: tuple[str, ...] = ()) -> HardwareSpec:
     Raises: UnknownNameError; SpecError if the file is wrong; UsageError for a wrong override.
     """
     path = device_path(gpu)
-    return read_device(path, source=_shown_source(path, gpu), overrides=overrides)
+    return read_device(path, source=_shown_source(path), overrides=overrides)
 
 
 def read_device(path: Path, *, source: str, overrides: tuple[str, ...] = ()) -> HardwareSpec:
@@ -179,6 +185,7 @@ def to_spec(document: Document, *, key: str) -> HardwareSpec:
         link_bytes_per_s=_scaled(link.gb_per_s if link else None, GIGA),
         sm_count=file.sm_count,
         boost_clock_hz=_scaled(file.boost_clock_mhz, MEGA),
+        measured=to_measured(file.measured) if file.measured else None,
         file=file,
     )
 
@@ -191,11 +198,25 @@ def device_names() -> tuple[str, ...]:
     return (*first, *sorted(stems.difference(first)))
 
 
-def device_path(gpu: str) -> Path:
-    """File of a device given by name, alias or path.
+def host_path() -> Path:
+    """Where `python -m bench probe` describes this machine: $MEMWALL_HOST, or the user's data."""
+    chosen = os.environ.get(HOST_FILE_VARIABLE)
+    if chosen:
+        return Path(chosen)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "memwall" / "host.yaml"
 
-    Raises: UnknownNameError; SpecError if a path does not exist.
+
+def device_path(gpu: str) -> Path:
+    """File of a device given by name, alias or path, or of this machine for `host`.
+
+    Raises: UnknownNameError; UsageError for `host` before anything was measured.
     """
+    if names.normalised(gpu) == HOST:
+        path = host_path()
+        if not path.exists():
+            raise UsageError(f"--gpu host: no {path}; run `python -m bench probe` first")
+        return path
     if gpu.endswith((".yaml", ".yml")) or "/" in gpu:
         return Path(gpu)
     exact = names.index_by_name(dict.fromkeys(device_names(), ()))
@@ -219,8 +240,8 @@ def _alias_index() -> dict[str, str]:
     return names.index_by_name(aliases)
 
 
-def _shown_source(path: Path, gpu: str) -> str:
-    return gpu if path == Path(gpu) else f"hardware/{path.name}"
+def _shown_source(path: Path) -> str:
+    return f"hardware/{path.name}" if path.parent == _folder() else str(path)
 
 
 def _override(document: Document, override: str) -> None:
@@ -244,7 +265,7 @@ def _override(document: Document, override: str) -> None:
 
 
 def _check_field(name: str, override: str) -> None:
-    known = list(field_paths(HardwareFile))
+    known = [path for path in field_paths(HardwareFile) if not path.startswith("measured.")]
     if name in known:
         return
     import difflib  # only needed for an error message

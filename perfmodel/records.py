@@ -19,6 +19,7 @@ _WORDS = {
     "array": "a list",
     "object": "a mapping",
 }
+_ONE_OF_THEM = object()
 _PATH_STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 
@@ -93,6 +94,9 @@ def _as_spec_error(document: Document, message: str) -> SpecError:
     value: Any = document.value
     for name, index in _PATH_STEP.findall(where.rstrip("`")):
         step: str | int = name or (int(index) if index.isdigit() else 0)
+        if isinstance(value, dict) and step not in value:  # a mapping of any keys: one of them
+            value = _ONE_OF_THEM
+            break
         path.append(step)
         value = value[step]
     expected = problem.removeprefix("Expected ").partition(", got ")[0]
@@ -108,6 +112,8 @@ def _in_words(expected: str) -> str:
 
 
 def _shown(value: Any) -> str:
+    if value is _ONE_OF_THEM:
+        return "another value"
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
