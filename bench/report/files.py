@@ -1,0 +1,24 @@
+"""The report as Markdown and as CSV."""
+
+from bench.report.sections import Report
+from perfmodel.tables import as_csv, as_markdown
+
+
+def as_markdown_text(report: Report) -> str:
+    """Headings, prose and tables; the figures are the page's."""
+    parts = [f"# {report.title}", report.subtitle]
+    for section in report.sections:
+        parts += [f"## {section.title}", *section.prose]
+        parts += [as_markdown([table]).strip() for table in section.tables]
+    return "\n\n".join(parts) + "\n"
+
+
+def as_csv_text(report: Report) -> str:
+    """One line per row of every table: section, row and column by name, raw value."""
+    return as_csv(
+        {"section": section.key, "table": number, "row": line, "column": key, "value": value}
+        for section in report.sections
+        for number, table in enumerate(section.tables)
+        for line, row in enumerate(table.rows)
+        for key, value in row.items()
+    )
