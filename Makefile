@@ -28,7 +28,7 @@ $(VENV)/.base: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(TORCH)
-	$(PIP) -e '.[quantizer,dist,parquet,test,lint]'
+	$(PIP) -e '.[quantizer,dist,bench,parquet,test,lint]'
 	@touch $@ $(VENV)/.base
 
 setup: $(VENV)/.test
