@@ -11,12 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from bench.cores import waited_s
 from bench.measurement import noise
 
 CACHE_MULTIPLE = 2  # copies of the weights exceed this many times the last cache
 LEAST_LAUNCHES = 50  # per CUDA graph
 
-Sampler = Callable[[], float]  # runs the subject, returns the seconds of one call
+DISTURBED = 0.02  # share of a CPU sample that was spent waiting for a core
+
+Sampler = Callable[[], float | None]  # seconds of one call; None: disturbed, it does not count
 
 
 class NotColdError(ValueError):
@@ -28,6 +31,7 @@ class StopRule:
     """When a subject has been sampled enough, and when its samples are refused."""
 
     least_samples: int = 30
+    fewest: int = 1  # below it the samples are refused, once the time is up
     least_s: float = 0.2  # spent in the subject
     most_s: float = 10.0  # spent in the subject
     steady: float = 0.01  # interquartile range over median at which sampling stops
@@ -43,7 +47,7 @@ class StopRule:
 
 
 # A shared CPU is noisier than a GPU: neighbours take its memory bandwidth.
-CPU_RULE = StopRule(least_s=0.1, most_s=2.0, steady=0.02, unsteady=0.15)
+CPU_RULE = StopRule(least_samples=20, fewest=5, least_s=0.1, most_s=2.0, steady=0.02, unsteady=0.15)
 
 
 def copies_for(weight_bytes: int, cache_bytes: int) -> int:
@@ -66,7 +70,8 @@ def sample_in_turn(
 ) -> dict[str, tuple[float, ...]]:
     """Seconds per call of every subject, one sample each in turn until all have enough.
 
-    A subject that has enough drops out; `clock` measures what each has spent.
+    A subject that has enough drops out; `clock` measures what each has spent. One that was always
+    disturbed ends with no samples.
     """
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     spent_s = dict.fromkeys(samplers, 0.0)
@@ -74,16 +79,21 @@ def sample_in_turn(
     while running:
         for name in running:
             start = clock()
-            samples[name].append(samplers[name]())
+            taken = samplers[name]()
+            if taken is not None:
+                samples[name].append(taken)
             spent_s[name] += clock() - start
         running = [n for n in running if not rule.is_enough(samples[n], spent_s[n])]
-    return {name: tuple(taken) for name, taken in samples.items()}
+    return {name: tuple(seconds) for name, seconds in samples.items()}
 
 
 def refusal(
     samples_s: Sequence[float], rule: StopRule, throttled: Sequence[str] = ()
 ) -> str | None:
     """Why the samples are no result, or None; `throttled` are the reasons that the device gave."""
+    if len(samples_s) < max(1, rule.fewest):
+        found = f"{len(samples_s)} samples undisturbed by other processes"
+        return f"disturbed: {found}, expected at least {max(1, rule.fewest)}"
     if min(samples_s) <= 0:
         return f"not positive: a sample of {min(samples_s):g} s"
     if throttled:
@@ -95,16 +105,18 @@ def refusal(
 
 
 def cpu_sampler(call: Callable[[int], object], copies: int) -> Sampler:
-    """A call on the next copy, by the CPU's clock."""
+    """A call on the next copy, by the CPU's clock; None when other processes had our cores."""
     turns = count()
     for copy in range(min(copies, 3)):  # compile, and touch what is touched once
         call(copy)
 
-    def sample_s() -> float:
+    def sample_s() -> float | None:
         copy = next(turns) % copies
+        waited = waited_s()
         start = time.perf_counter()
         call(copy)
-        return time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        return None if waited_s() - waited > DISTURBED * seconds else seconds
 
     return sample_s
 

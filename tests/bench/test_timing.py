@@ -1,9 +1,15 @@
 """The timing engine: cold rotations, taking turns, the stop rule, the verdict."""
 
+import os
+import subprocess
+import sys
+import time
 from itertools import count
 
 import pytest
 
+from bench import timing
+from bench.cores import cores_allowed, waited_s
 from bench.measurement import Measurement, noise
 from bench.timing import (
     NotColdError,
@@ -67,6 +73,38 @@ def test_a_subject_that_never_calms_down_stops_by_time():
     assert len(samples["wild"]) == 20
 
 
+def test_samples_that_were_disturbed_do_not_count():
+    ticks, values = count(), iter([None, 1.0, None, 1.0, 1.0])
+    rule = StopRule(least_samples=3, least_s=0, most_s=100)
+    samples = sample_in_turn({"a": lambda: next(values)}, rule, clock=lambda: next(ticks))
+    assert samples == {"a": (1.0, 1.0, 1.0)}
+
+
+def test_a_call_that_waited_for_a_core_is_no_sample(monkeypatch):
+    waited = iter([0.0, 0.0, 5.0, 9.0])  # before and after each call
+    monkeypatch.setattr(timing, "waited_s", lambda: next(waited))
+    sample = cpu_sampler(lambda _: None, 1)
+    assert sample() > 0
+    assert sample() is None
+
+
+def test_waiting_is_counted_while_two_threads_share_a_core():
+    """Burns a core with another process beside us, on the same core."""
+    core, *_ = cores_allowed()
+    burn = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    allowed = os.sched_getaffinity(0)
+    with subprocess.Popen([sys.executable, "-c", burn]) as neighbour:
+        try:
+            os.sched_setaffinity(0, [core])
+            before, end = waited_s(), time.monotonic() + 0.3
+            while time.monotonic() < end:
+                pass
+            assert waited_s() - before > 0.02
+        finally:
+            os.sched_setaffinity(0, allowed)
+            neighbour.kill()
+
+
 def test_good_samples_are_not_refused():
     assert refusal(STEADY, StopRule()) is None
 
@@ -74,6 +112,7 @@ def test_good_samples_are_not_refused():
 @pytest.mark.parametrize(
     ("samples", "throttled", "reason"),
     [
+        ((), (), "disturbed: 0 samples undisturbed by other processes, expected at least 1"),
         ((1.0, 1.0, -1e-9), (), "not positive: a sample of -1e-09 s"),
         (STEADY, ("hw_slowdown",), "throttled: hw_slowdown"),
         ((1.0, 1.0, 2.0, 2.0), (), "unsteady: quartiles 66.7% of the median apart, expected"),
