@@ -15,7 +15,7 @@ from perfmodel.format_names import bits_format, parse_format
 from perfmodel.formats import BitPolicy
 from perfmodel.hardware import device_names, load_hardware
 from perfmodel.models import load_model, model_names
-from perfmodel.stacks import load_stack
+from perfmodel.stack_files import load_stack
 from perfmodel.sweep import Grid, sweep
 
 BARE = [sys.executable, "-c", "import yaml, msgspec, argparse"]

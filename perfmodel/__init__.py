@@ -17,7 +17,8 @@ from perfmodel.hardware import HardwareSpec, load_hardware
 from perfmodel.models import ModelShape, load_model
 from perfmodel.ops import Op, Traffic
 from perfmodel.prediction import Prediction, predict
-from perfmodel.stacks import Stack, load_stack
+from perfmodel.stack_files import load_stack
+from perfmodel.stacks import Stack
 from perfmodel.workload import Workload
 
 __version__ = "0.1.0"

@@ -1,8 +1,10 @@
 """Everything of a forward pass that does not depend on what the KV cache holds."""
 
+from msgspec.structs import replace
+
 from perfmodel.formats import BitPolicy
 from perfmodel.models import Linear
-from perfmodel.ops import Op, Traffic, gemm
+from perfmodel.ops import Matrix, Op, Traffic, gemm
 from perfmodel.units import ceil_div
 from perfmodel.workload import ELEMENT_BYTES, Pass
 
@@ -70,13 +72,14 @@ def _collective(name: str, data_bytes: int, *, rounds: int, devices: int) -> Op:
 def _projection(step: Pass, policy: BitPolicy, linear: Linear) -> Op:
     """One linear layer; where elementwise work is fused into it, its name is in `merged`."""
     name, n, k = linear.name, *shard_shape(step, linear)
-    weight_bytes = policy.format_of(name).weight_bytes(n, k)
+    weight_format = policy.format_of(name)
+    weight_bytes = weight_format.weight_bytes(n, k)
     weight_bytes += n * ELEMENT_BYTES if linear.bias else 0
     rows = step.rows
     flops, read, merged = _epilogue(step, name, n)
     into_cache = step.accounting == "fused" and name in ("k_proj", "v_proj")
     out_bytes = rows * n * ELEMENT_BYTES
-    return gemm(
+    op = gemm(
         name,
         rows * n * k,
         Traffic(
@@ -88,6 +91,7 @@ def _projection(step: Pass, policy: BitPolicy, linear: Linear) -> Op:
         extra_flops=flops + (rows * n if linear.bias else 0),
         merged=merged,
     )
+    return replace(op, matrix=Matrix(format=weight_format, out_features=n, in_features=k))
 
 
 def _epilogue(step: Pass, name: str, n: int) -> tuple[int, int, tuple[str, ...]]:
@@ -173,12 +177,14 @@ def _embedding(step: Pass, policy: BitPolicy) -> Op:
 def _lm_head(step: Pass, policy: BitPolicy) -> Op:
     """Logits of the last token of each sequence."""
     n, k = step.shard(step.model.vocab), step.model.hidden
-    return gemm(
+    weight_format = policy.format_of("lm_head")
+    op = gemm(
         "lm_head",
         step.batch * n * k,
         Traffic(
-            weight_bytes=policy.format_of("lm_head").weight_bytes(n, k),
+            weight_bytes=weight_format.weight_bytes(n, k),
             read_bytes=step.batch * k * ELEMENT_BYTES,
             write_bytes=step.batch * n * ELEMENT_BYTES,
         ),
     )
+    return replace(op, matrix=Matrix(format=weight_format, out_features=n, in_features=k))

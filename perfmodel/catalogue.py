@@ -8,7 +8,7 @@ from perfmodel.formats import ITEMS
 from perfmodel.hardware import device_names, load_hardware, sources
 from perfmodel.models import ModelShape, load_model, model_names, preset_about
 from perfmodel.output import Output
-from perfmodel.stacks import load_stack, stack_names
+from perfmodel.stack_files import load_stack, stack_names
 from perfmodel.tables import Column, Table
 from perfmodel.units import GIGA, TERA, significant
 

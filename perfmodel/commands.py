@@ -17,7 +17,7 @@ from perfmodel.models import load_model, model_names, read_model
 from perfmodel.output import Output, render, rendering_of, text_sink, whole_file
 from perfmodel.prediction import OP_ORDER, Prediction, predict
 from perfmodel.report import op_rows, predictions_json, summary_row
-from perfmodel.stacks import load_stack, read_stack, stack_names
+from perfmodel.stack_files import load_stack, read_stack, stack_names
 from perfmodel.tables import Table, write_csv
 from perfmodel.workload import Workload
 

@@ -3,7 +3,8 @@
 PerfmodelError(ValueError)          exit code
 ├── UsageError                      2   an argument is wrong
 │   ├── UnknownNameError            2   no device, model, format or stack of that name
-│   └── UnknownFactError            2   the device file does not know a number that is needed
+│   ├── UnknownFactError            2   the device file does not know a number that is needed
+│   └── UnknownCostError            2   the stack does not know what a weight format costs
 ├── SpecError                       3   an input file is wrong
 └── OutputError                     2   an output file cannot be written
 """
@@ -40,6 +41,10 @@ class UnknownFactError(UsageError):
             f"{device}: {field} is unknown (null), needed for {needed_for}; "
             f"give it with --set {field}=VALUE"
         )
+
+
+class UnknownCostError(UsageError):
+    """A forecast was asked for with a weight format that the stack has no cost for."""
 
 
 class SpecError(PerfmodelError):

@@ -6,6 +6,7 @@ N = out features (rows, output channels), K = in features. Two accountings exist
 """
 
 from fractions import Fraction
+from typing import Literal
 
 import msgspec
 
@@ -22,6 +23,7 @@ ITEMS = (
     "start_rows",
     "dense_rows",
 )
+SparseLayout = Literal["rows", "hybrid", "balanced"]
 POINTER_BITS = 32
 SHORT_INDEX_COLUMNS = 65_536  # columns below this fit in an unsigned 16-bit index
 
@@ -71,6 +73,13 @@ class Sparse(msgspec.Struct, frozen=True, kw_only=True):
     nonzeros_per_start_row: int | None = None  # balanced kernel: one start row per so many
     dense_rows: int = 0  # densest rows stored in full, with their numbers
     dense_value_bits: int = 16
+
+    @property
+    def layout(self) -> SparseLayout:
+        """Which kernel reads it: a thread per row, the densest rows apart, or equal chunks."""
+        if self.nonzeros_per_start_row:
+            return "balanced"
+        return "hybrid" if self.dense_rows else "rows"
 
     def nonzeros(self, n: int, k: int) -> int:
         return round(self.density * n * k)

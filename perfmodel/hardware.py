@@ -131,6 +131,26 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.link_bytes_per_s / 2
 
     @property
+    def clock_hz(self) -> float:
+        """Boost clock, which the latency of small kernels follows.
+
+        Raises: UnknownFactError if the device file leaves it open.
+        """
+        if self.boost_clock_hz is None:
+            raise UnknownFactError(self.key, "boost_clock_mhz", "costs in clock cycles")
+        return self.boost_clock_hz
+
+    @property
+    def sm_hz(self) -> float:
+        """SM count times clock, which decoding of packed weights follows.
+
+        Raises: UnknownFactError if the device file leaves either open.
+        """
+        if self.sm_count is None:
+            raise UnknownFactError(self.key, "sm_count", "decoding of packed weights")
+        return self.sm_count * self.clock_hz
+
+    @property
     def ridge_flop_per_byte(self) -> float:
         """Intensity at which a matrix product turns from memory-bound to compute-bound."""
         return self.matmul_flop_per_s / self.dram_bytes_per_s

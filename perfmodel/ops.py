@@ -4,6 +4,8 @@ from typing import Literal
 
 import msgspec
 
+from perfmodel.formats import WeightFormat
+
 OpKind = Literal["gemm", "attention", "vector", "gather", "collective"]
 
 
@@ -47,6 +49,24 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Matrix(msgspec.Struct, frozen=True, kw_only=True):
+    """The quantized matrix that one instance of an operation decodes: N x K in a format."""
+
+    format: WeightFormat
+    out_features: int
+    in_features: int
+
+    @property
+    def weights(self) -> int:
+        return self.out_features * self.in_features
+
+    @property
+    def nonzeros(self) -> int:
+        """Values of the sparse part."""
+        sparse = self.format.sparse
+        return sparse.nonzeros(self.out_features, self.in_features) if sparse else 0
+
+
 class Op(msgspec.Struct, frozen=True, kw_only=True):
     """`count` operations of one name together, on one device."""
 
@@ -57,6 +77,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     traffic: Traffic
     send_bytes: int = 0  # over the interconnect, in one direction
     merged: tuple[str, ...] = ()  # ops whose work is part of this one
+    matrix: Matrix | None = None  # of each instance
 
     @property
     def bytes(self) -> int:
@@ -77,6 +98,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
             traffic=self.traffic * times,
             send_bytes=self.send_bytes * times,
             merged=self.merged,
+            matrix=self.matrix,
         )
 
     def __add__(self, other: "Op") -> "Op":
@@ -94,6 +116,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
             traffic=self.traffic + other.traffic,
             send_bytes=self.send_bytes + other.send_bytes,
             merged=self.merged,
+            matrix=self.matrix,
         )
 
 

@@ -12,7 +12,7 @@ from perfmodel.footprint import Footprint, footprint, largest_batch, largest_con
 from perfmodel.formats import BitPolicy
 from perfmodel.hardware import HardwareSpec
 from perfmodel.ops import Op, Traffic
-from perfmodel.roofline import Bound, OpTime, compute_bound_batch, op_time
+from perfmodel.roofline import Bound, OpTime, compute_bound_batch, layers_time, op_time
 from perfmodel.stacks import Stack
 from perfmodel.workload import Pass, Workload, first_pass
 
@@ -59,6 +59,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     workload: Workload
     stack: Stack
     ops: tuple[OpPrediction, ...]
+    layers: OpTime  # what the stack adds per block, beside the operations
     time_s: float  # all passes of the workload; for generate without the prefill
     memory: Footprint
     prefill: "Prediction | None" = None  # of a generation's prompt
@@ -87,9 +88,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         return self.workload.batch * tokens / self.time_s
 
     @property
+    def total(self) -> OpTime:
+        """All operations and layers together."""
+        return sum((p.time for p in self.ops), self.layers)
+
+    @property
     def bound(self) -> Bound:
         """The resource that takes longest in total."""
-        return sum((p.time for p in self.ops), OpTime()).bound
+        return self.total.bound
 
     @property
     def bits_per_weight(self) -> float:
@@ -97,9 +103,16 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         return linear_bits_per_weight(self.workload)
 
     @property
+    def transferred(self) -> bool:
+        """Whether the stack was fitted on other devices than this one, or this one is a what-if."""
+        fitted_here = self.hardware.key in self.stack.devices and not self.hardware.overrides
+        return bool(self.stack.devices) and not fitted_here
+
+    @property
     def basis(self) -> str:
         """What the numbers rest on: "datasheet", "fitted on ...", "measured on ..."."""
-        return self.stack.basis
+        moved = f", transferred to {self.hardware.key}" if self.transferred else ""
+        return f"{self.stack.basis}{moved}"
 
     @property
     def largest_context(self) -> int:
@@ -113,8 +126,12 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def interval_s(self) -> tuple[float, float | None]:
-        """Where a measurement may lie; a roofline is a lower bound and knows no upper end."""
-        return (self.time_s, None)
+        """Where four of five measurements lie; of a bare roofline, its lower bound alone."""
+        interval = self.stack.interval
+        if interval is None:
+            return (self.time_s if self.stack.is_ideal else 0.0, None)
+        width = interval.transferred if self.transferred else interval.fitted
+        return (self.time_s / (1 + width), self.time_s * (1 + width))
 
     def share_of(self, names: Sequence[str]) -> float:
         """Share of the total time that the operations of these names take."""
@@ -127,7 +144,7 @@ def predict(workload: Workload, hw: HardwareSpec, stack: Stack) -> Prediction:
     Raises: UnknownFactError if the device file leaves a needed number open.
     """
     timed = _timed_ops(workload, hw, stack)
-    layers_s = stack.layer_s * workload.model.layers * workload.steps
+    layers = layers_time(workload.model.layers, hw, stack) * workload.steps
     return Prediction(
         hardware=hw,
         workload=workload,
@@ -138,7 +155,8 @@ def predict(workload: Workload, hw: HardwareSpec, stack: Stack) -> Prediction:
             )
             for op, time in timed
         ),
-        time_s=sum(time.time_s for _, time in timed) + layers_s,
+        layers=layers,
+        time_s=sum(time.time_s for _, time in timed) + layers.time_s,
         memory=footprint(workload, hw.dram_bytes),
         prefill=_prefill(workload, hw, stack),
     )

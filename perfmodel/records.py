@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -63,20 +63,26 @@ def _check_keys(
             raise document.error((*path, key), _unknown_key(key, list(hints)), at_key=True)
     for key, item in value.items():
         if key in hints:
-            _check_nested(document, item, _struct_in(hints[key]), (*path, key))
+            _check_nested(document, item, hints[key], (*path, key))
     for info in msgspec.structs.fields(record_type):
         if info.required and info.name not in value:
             raise document.error(path, f"found no key {info.name}, expected it")
 
 
-def _check_nested(
-    document: Document, item: Any, record_type: type[msgspec.Struct] | None, path: Path_
-) -> None:
-    if record_type is not None and isinstance(item, dict):
-        _check_keys(document, item, record_type, path)
-    elif record_type is not None and isinstance(item, list):
-        for index, element in enumerate(item):
-            _check_nested(document, element, record_type, (*path, index))
+def _check_nested(document: Document, item: Any, hint: Any, path: Path_) -> None:
+    """Records inside: alone, in a list, or as the values of a mapping."""
+    record_type = _struct_in(hint)
+    if record_type is None:
+        return
+    if isinstance(item, list):
+        inside: list[tuple[Path_, Any]] = [((*path, i), element) for i, element in enumerate(item)]
+    elif isinstance(item, dict) and get_origin(hint) is dict:
+        inside = [((*path, key), element) for key, element in item.items()]
+    else:
+        inside = [(path, item)]
+    for place, element in inside:
+        if isinstance(element, dict):
+            _check_keys(document, element, record_type, place)
 
 
 def _unknown_key(key: str, known: list[str]) -> str:
@@ -93,6 +99,8 @@ def _as_spec_error(document: Document, message: str) -> SpecError:
     path: list[str | int] = []
     value: Any = document.value
     for name, index in _PATH_STEP.findall(where.rstrip("`")):
+        if index == "..." and isinstance(value, dict):  # msgspec does not say which value
+            break
         step: str | int = name or (int(index) if index.isdigit() else 0)
         if isinstance(value, dict) and step not in value:  # a mapping of any keys: one of them
             value = _ONE_OF_THEM

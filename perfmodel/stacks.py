@@ -1,128 +1,119 @@
-"""The software that runs a model: what it adds to the bare roofline."""
+"""The software that runs a model: what it adds to the bare roofline.
 
-from functools import lru_cache
-from pathlib import Path
-from typing import Annotated
+Every cost is kept in the unit in which it transfers from one device to another: a share of the
+bandwidth, seconds of the host that launches, clock cycles of one SM, or SM-cycles (SM count x
+clock) for work that all SMs share.
+"""
+
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
-from perfmodel import names
-from perfmodel.records import to_record
-from perfmodel.strict_yaml import Document, parse_yaml, read_text
-from perfmodel.units import MICRO
+from perfmodel.arrays import where
+from perfmodel.errors import UnknownCostError
+from perfmodel.formats import Sparse, WeightFormat
 
-STACKS = Path(__file__).parent / "stacks"
-
-Share = Annotated[float, msgspec.Meta(ge=0.001, le=1)]
-Microseconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
-Multiplier = Annotated[float, msgspec.Meta(ge=1, le=100)]
-Bytes = Annotated[int, msgspec.Meta(ge=0)]
+ANY = "any"
+PLAIN = ("fp16", "bf16")  # nothing to decode, unless the stack says otherwise
 
 
-class EfficiencyStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Operations of at least so many bytes reach this share of the DRAM bandwidth."""
+class SparseCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What the kernel of one sparse layout costs per matrix, beside the bytes it reads."""
 
-    at_least_bytes: Bytes
-    share: Share
+    launch_s: float = 0.0
+    sm_cycles_per_nonzero: float = 0.0
+    # A thread per row waits for the longest row, which holds a fixed share of the K columns.
+    cycles_per_column: float = 0.0
 
 
-class StackFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A stack as written, times in microseconds."""
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """Relative half-widths that hold 80 % of the measurements."""
+
+    fitted: float  # on the devices that the stack was fitted on
+    transferred: float  # on any other
+
+
+class Stack(msgspec.Struct, frozen=True, kw_only=True):
+    """Efficiencies and costs; `ideal` is all ones and zeros."""
 
     name: str
     description: str
     basis: str  # "datasheet", or "fitted on ...", or "measured on ..."
     source: str
-    bandwidth_efficiency: Annotated[list[EfficiencyStep], msgspec.Meta(min_length=1)]
-    compute_efficiency: Share
-    launch_us: Microseconds
-    layer_us: Microseconds
-    kv_traffic_multiplier: Multiplier
-
-
-class Stack(msgspec.Struct, frozen=True, kw_only=True):
-    """Efficiencies and fixed costs; `ideal` is all ones and zeros."""
-
-    name: str
-    description: str
-    basis: str
-    source: str
+    devices: tuple[str, ...]  # what it was fitted or measured on
     bandwidth_steps: tuple[tuple[int, float], ...]  # (at least so many bytes, share), descending
     compute_efficiency: float
     launch_s: float  # per operation
     layer_s: float  # per block and pass: what no operation accounts for
+    layer_cycles: float  # the same, where the clock of the device sets it
+    collective_s: float  # per message between devices
     kv_traffic_multiplier: float  # a cache that is copied when it grows is read and written more
+    decode_overlap: float  # share of the shorter one of DRAM and decode that the longer one hides
+    decode_costs: tuple[tuple[str, float], ...]  # (words of a format name, SM-cycles per weight)
+    sparse_costs: tuple[tuple[str, SparseCost], ...]  # by layout
+    interval: Interval | None
 
     @property
     def is_ideal(self) -> bool:
         """Whether a prediction is the roofline itself, a lower bound on any measured time."""
-        costs = (self.launch_s, self.layer_s)
+        costs = (self.launch_s, self.layer_s, self.layer_cycles, self.collective_s)
+        decode = (cost for _, cost in self.decode_costs)
+        sparse = (cost for _, cost in self.sparse_costs if cost != SparseCost())
         ones = (self.compute_efficiency, self.kv_traffic_multiplier)
-        return self.bandwidth_steps == ((0, 1.0),) and not any(costs) and ones == (1.0, 1.0)
+        free = not any((*costs, *decode, *sparse))
+        return free and self.bandwidth_steps == ((0, 1.0),) and ones == (1.0, 1.0)
 
-    def bandwidth_efficiency(self, op_bytes: float) -> float:
+    def bandwidth_efficiency(self, op_bytes: Any) -> Any:
         """Share of the DRAM bandwidth that one operation of so many bytes reaches."""
-        for at_least_bytes, share in self.bandwidth_steps:
-            if op_bytes >= at_least_bytes:
-                return share
-        return self.bandwidth_steps[-1][1]
+        share: Any = self.bandwidth_steps[-1][1]
+        for at_least_bytes, step in reversed(self.bandwidth_steps):
+            share = where(op_bytes >= at_least_bytes, step, share)
+        return share
+
+    def decode_sm_cycles(self, weight_format: WeightFormat) -> float:
+        """SM-cycles to unpack and look up one weight: of the entry with most words in the name.
+
+        Raises: UnknownCostError if the stack has no entry for the format.
+        """
+        words = set(weight_format.name.partition("@")[0].split("-"))
+        fitting = [entry for entry in self.decode_costs if _words(entry[0]) <= words]
+        if fitting:
+            return max(fitting, key=lambda entry: len(_words(entry[0])))[1]
+        if weight_format.name in PLAIN:
+            return 0.0
+        known = _listed(key for key, _ in self.decode_costs)
+        raise UnknownCostError(f"stack {self.name} does not know {weight_format.name}; {known}")
+
+    def sparse_cost(self, weight_format: WeightFormat, sparse: Sparse) -> SparseCost:
+        """Costs of the layout that a format's sparse part has.
+
+        Raises: UnknownCostError if the stack has no entry for it.
+        """
+        costs = dict(self.sparse_costs)
+        found = costs.get(sparse.layout) or costs.get(ANY)
+        if found is None:
+            raise UnknownCostError(
+                f"stack {self.name} does not know the sparse part of {weight_format.name} "
+                f"({sparse.layout}); {_listed(costs)}"
+            )
+        return found
+
+    def knows(self, weight_format: WeightFormat) -> bool:
+        """Whether the stack has all costs of a format."""
+        try:
+            self.decode_sm_cycles(weight_format)
+            if weight_format.sparse:
+                self.sparse_cost(weight_format, weight_format.sparse)
+        except UnknownCostError:
+            return False
+        return True
 
 
-@lru_cache
-def stack_names() -> tuple[str, ...]:
-    """Built-in stacks."""
-    return tuple(sorted(path.stem for path in STACKS.glob("*.yaml")))
+def _words(key: str) -> set[str]:
+    return set() if key == ANY else set(key.split("-"))
 
 
-@lru_cache
-def load_stack(stack: str) -> Stack:
-    """Stack by built-in name, or by path of a YAML file.
-
-    Raises: UnknownNameError; SpecError if the file is wrong.
-    """
-    if stack.endswith((".yaml", ".yml")) or "/" in stack:
-        return read_stack(Path(stack), source=stack)
-    found = names.resolve("stack", stack, names.index_by_name(dict.fromkeys(stack_names(), ())))
-    return read_stack(STACKS / f"{found}.yaml", source=f"stacks/{found}.yaml")
-
-
-def read_stack(path: Path, *, source: str) -> Stack:
-    """Stack from a file; `source` is what errors call it.
-
-    Raises: SpecError if the file is wrong.
-    """
-    return to_stack(parse_yaml(read_text(path), source=source))
-
-
-def to_stack(document: Document) -> Stack:
-    """A parsed stack file as a record in SI base units.
-
-    Raises: SpecError.
-    """
-    file = to_record(document, StackFile)
-    _check_steps(document, file)
-    steps = sorted(((s.at_least_bytes, s.share) for s in file.bandwidth_efficiency), reverse=True)
-    return Stack(
-        name=file.name,
-        description=file.description,
-        basis=file.basis,
-        source=file.source,
-        bandwidth_steps=tuple(steps),
-        compute_efficiency=file.compute_efficiency,
-        launch_s=file.launch_us * MICRO,
-        layer_s=file.layer_us * MICRO,
-        kv_traffic_multiplier=file.kv_traffic_multiplier,
-    )
-
-
-def _check_steps(document: Document, file: StackFile) -> None:
-    """Raises: SpecError unless every size is named once, and 0 is one of them."""
-    seen: set[int] = set()
-    for index, step in enumerate(file.bandwidth_efficiency):
-        if step.at_least_bytes in seen:
-            place = ("bandwidth_efficiency", index, "at_least_bytes")
-            raise document.error(place, f"found {step.at_least_bytes} twice, expected it once")
-        seen.add(step.at_least_bytes)
-    if 0 not in seen:
-        problem = "found no step with at_least_bytes: 0, expected one for the smallest operations"
-        raise document.error(("bandwidth_efficiency",), problem)
+def _listed(keys: Iterable[str]) -> str:
+    names = ", ".join(keys)
+    return f"it knows {names}" if names else "it knows none"

@@ -16,7 +16,7 @@ from perfmodel.models import ModelShape
 from perfmodel.ops import Op
 from perfmodel.output import whole_file
 from perfmodel.prediction import cache_ops, constant_ops, linear_bits_per_weight
-from perfmodel.roofline import OpTime, op_time
+from perfmodel.roofline import OpTime, layers_time, op_time
 from perfmodel.stacks import Stack
 from perfmodel.workload import Accounting, Phase, Workload, first_pass
 
@@ -134,9 +134,8 @@ def _rows(
 
 def _row(machine: _Machine, workload: Workload, a: _Part, b: _Part) -> dict[str, Any]:
     hw, stack = machine
-    layers_s = stack.layer_s * workload.model.layers * workload.steps
-    time = a.time + b.time
-    time_s = time.time_s + layers_s
+    time = a.time + b.time + layers_time(workload.model.layers, hw, stack) * workload.steps
+    time_s = time.time_s
     decode, prefill = workload.phase == "decode", workload.phase == "prefill"
     tokens = workload.batch * (workload.prompt if prefill else workload.steps)
     return {

@@ -40,6 +40,7 @@ compute_efficiency: 0.8
 launch_us: 2.5
 layer_us: 10.0
 kv_traffic_multiplier: 1.0
+decode: {overlap: 1.0, sm_cycles_per_weight: {any: 0.0}}
 """
 MODEL: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

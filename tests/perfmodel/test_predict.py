@@ -8,7 +8,7 @@ from perfmodel.footprint import footprint, largest_batch, largest_context
 from perfmodel.hardware import device_names, load_hardware
 from perfmodel.models import load_model, model_names
 from perfmodel.prediction import predict
-from perfmodel.stacks import load_stack
+from perfmodel.stack_files import load_stack
 from perfmodel.sweep import Grid, sweep
 from perfmodel.workload import Workload
 from tests.perfmodel.test_roofline import slow_stack

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from perfmodel.errors import UnknownFactError
 from perfmodel.ops import Op, Traffic, gemm
 from perfmodel.roofline import compute_bound_batch, op_time
-from perfmodel.stacks import load_stack, to_stack
+from perfmodel.stack_files import load_stack, to_stack
 from perfmodel.strict_yaml import parse_yaml
 from tests.perfmodel.toys import toy_hardware
 
@@ -23,6 +23,9 @@ compute_efficiency: 0.5
 launch_us: 3.0
 layer_us: 100.0
 kv_traffic_multiplier: 3.0
+decode: {overlap: 1.0, sm_cycles_per_weight: {any: 0.0}}
+sparse:
+  any: {launch_us: 0.0, sm_cycles_per_nonzero: 0.0, cycles_per_column: 0.0}
 """
 
 

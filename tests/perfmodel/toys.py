@@ -7,7 +7,7 @@ from perfmodel.formats import BitPolicy
 from perfmodel.hardware import HardwareSpec, load_hardware
 from perfmodel.models import ModelShape
 from perfmodel.prediction import Prediction, predict
-from perfmodel.stacks import load_stack
+from perfmodel.stack_files import load_stack
 from perfmodel.workload import Workload
 
 
