@@ -44,8 +44,7 @@ def grid_of_100_000() -> Grid:
         for bits in ("16", "8", "6", "5", "4", "3", "2")
     ]
     return Grid(
-        devices=[load_hardware(name) for name in device_names()],
-        stacks=[load_stack("ideal")],
+        machines=[(load_hardware(name), load_stack("ideal")) for name in device_names()],
         models=[load_model(name) for name in model_names()[:8]],
         policies=policies,
         phase="decode",
@@ -66,7 +65,7 @@ def rows_per_cpu_s(grid: Grid) -> float:
 
 def test_sweep_of_100_000_configurations(benchmark):
     grid = grid_of_100_000()
-    one_device = replace(grid, devices=grid.devices[:1], batches=range(1, 64))
+    one_device = replace(grid, machines=grid.machines[:1], batches=range(1, 64))
     rates = {"38 devices": rows_per_cpu_s(grid), "one device": rows_per_cpu_s(one_device)}
     benchmark.extra_info["configurations"] = grid.size
     benchmark.extra_info["configurations_per_cpu_s"] = rates

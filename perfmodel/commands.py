@@ -13,11 +13,13 @@ from perfmodel.errors import UsageError
 from perfmodel.format_names import EXAMPLES, bits_format, parse_format
 from perfmodel.formats import BitPolicy, WeightFormat
 from perfmodel.hardware import device_names, load_hardware, read_device
+from perfmodel.measured_stack import stack_for
 from perfmodel.models import load_model, model_names, read_model
 from perfmodel.output import Output, render, rendering_of, text_sink, whole_file
 from perfmodel.prediction import OP_ORDER, Prediction, predict
 from perfmodel.report import op_rows, predictions_json, summary_row
-from perfmodel.stack_files import load_stack, read_stack, stack_names
+from perfmodel.stack_files import read_stack, stack_names
+from perfmodel.stacks import Stack
 from perfmodel.tables import Table, write_csv
 from perfmodel.workload import Workload
 
@@ -96,7 +98,8 @@ def cmd_plot_roofline(args: argparse.Namespace) -> None:
 def cmd_plot_runtime(args: argparse.Namespace) -> None:
     from perfmodel import plots
 
-    hw, stack = load_hardware(args.gpu, overrides=tuple(args.set)), load_stack(args.stack)
+    hw = load_hardware(args.gpu, overrides=tuple(args.set))
+    stack = stack_for(args.stack, hw)
     if args.weights is None and args.bits is None:
         args.bits = RUNTIME_BITS
     by_length: dict[int, Sequence[Prediction]] = {}
@@ -171,10 +174,18 @@ def fp16_baseline(predictions: Sequence[Prediction]) -> Prediction:
 
 def _predictions(args: argparse.Namespace, default_weights: str) -> list[Prediction]:
     hw = load_hardware(args.gpu, overrides=tuple(args.set))
-    stack = load_stack(args.stack)
-    return [
-        predict(_workload(args, policy), hw, stack) for policy in _policies(args, default_weights)
-    ]
+    stack = stack_for(args.stack, hw)
+    policies = _known(_policies(args, default_weights), stack, asked=_asked(args))
+    return [predict(_workload(args, policy), hw, stack) for policy in policies]
+
+
+def _asked(args: argparse.Namespace) -> bool:
+    return args.weights is not None or args.bits is not None
+
+
+def _known(policies: list[BitPolicy], stack: Stack, *, asked: bool) -> list[BitPolicy]:
+    """Of formats that nobody asked for, those that the stack has costs for; FP16 it always has."""
+    return policies if asked else [p for p in policies if stack.knows(p.linear)]
 
 
 def _policies(args: argparse.Namespace, default_weights: str) -> list[BitPolicy]:
@@ -226,11 +237,13 @@ def _grid(args: argparse.Namespace) -> "Grid":
     _refuse_foreign_lengths(args)
     lengths = args.context if args.phase == "decode" else args.prompt
     overrides = tuple(args.set)
+    devices = [load_hardware(g, overrides=overrides) for g in _all("gpu", args.gpu, device_names)]
     return Grid(
-        devices=[
-            load_hardware(g, overrides=overrides) for g in _all("gpu", args.gpu, device_names)
+        machines=[
+            (hw, stack_for(name, hw))
+            for hw in devices
+            for name in _all("stack", args.stack, stack_names)
         ],
-        stacks=[load_stack(name) for name in _all("stack", args.stack, stack_names)],
         models=[load_model(name) for name in _all("model", args.model, model_names)],
         policies=_policies(args, DEFAULT_WEIGHTS),
         phase=args.phase,

@@ -20,12 +20,13 @@ from perfmodel.roofline import OpTime, layers_time, op_time
 from perfmodel.stacks import Stack
 from perfmodel.workload import Accounting, Phase, Workload, first_pass
 
+Machine = tuple[HardwareSpec, Stack]
+
 
 class Grid(msgspec.Struct, frozen=True, kw_only=True):
     """The axes of a sweep; every combination is one configuration."""
 
-    devices: Sequence[HardwareSpec]
-    stacks: Sequence[Stack]
+    machines: Sequence[Machine]
     models: Sequence[ModelShape]
     policies: Sequence[BitPolicy]
     phase: Phase
@@ -39,7 +40,7 @@ class Grid(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> int:
         """Number of configurations."""
-        size = len(self.devices) * len(self.stacks) * len(self.models) * len(self.policies)
+        size = len(self.machines) * len(self.models) * len(self.policies)
         size *= len(self.accountings) * len(self.batches) * len(self.lengths)
         return size * len(self.tensor_parallel)
 
@@ -52,9 +53,6 @@ class _Part(NamedTuple):
     bytes: int
 
 
-_Machine = tuple[HardwareSpec, Stack]
-
-
 def sweep(grid: Grid) -> Iterator[dict[str, Any]]:
     """One row per configuration, units in the keys.
 
@@ -62,13 +60,12 @@ def sweep(grid: Grid) -> Iterator[dict[str, Any]]:
     microseconds; every time comes from the same `op_time` as any other prediction.
     Raises: UsageError for a combination that is impossible.
     """
-    machines = list(product(grid.devices, grid.stacks))
     for shape in _shapes(grid):
         of_length = [_with_length(shape, length) for length in grid.lengths]
-        attention = [_attention_parts(workload, machines) for workload in of_length]
+        attention = [_attention_parts(workload, grid.machines) for workload in of_length]
         for policy in grid.policies:
             workloads = [replace(workload, policy=policy) for workload in of_length]
-            yield from _rows(workloads, attention, machines)
+            yield from _rows(workloads, attention, grid.machines)
 
 
 def _shapes(grid: Grid) -> list[Workload]:
@@ -91,7 +88,7 @@ def _shapes(grid: Grid) -> list[Workload]:
     for length in grid.lengths:
         _with_length(shapes[0], length)
     if max(grid.tensor_parallel) > 1:
-        for hw in grid.devices:
+        for hw, _ in grid.machines:
             _ = hw.send_bytes_per_s
     return shapes
 
@@ -113,7 +110,7 @@ def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _rows(
-    workloads: Sequence[Workload], attention: Sequence[list[_Part]], machines: Sequence[_Machine]
+    workloads: Sequence[Workload], attention: Sequence[list[_Part]], machines: Sequence[Machine]
 ) -> Iterator[dict[str, Any]]:
     """Rows of one model, batch and format: all lengths on all machines."""
     first = workloads[0]
@@ -132,7 +129,7 @@ def _rows(
             }
 
 
-def _row(machine: _Machine, workload: Workload, a: _Part, b: _Part) -> dict[str, Any]:
+def _row(machine: Machine, workload: Workload, a: _Part, b: _Part) -> dict[str, Any]:
     hw, stack = machine
     time = a.time + b.time + layers_time(workload.model.layers, hw, stack) * workload.steps
     time_s = time.time_s
@@ -164,12 +161,12 @@ def _with_length(shape: Workload, length: int) -> Workload:
     return replace(shape, prompt=length)
 
 
-def _constant_parts(workload: Workload, machines: Sequence[_Machine]) -> list[_Part]:
+def _constant_parts(workload: Workload, machines: Sequence[Machine]) -> list[_Part]:
     ops = [op * workload.steps for op in constant_ops(first_pass(workload), workload.policy)]
     return [_part(ops, *machine) for machine in machines]
 
 
-def _attention_parts(workload: Workload, machines: Sequence[_Machine]) -> list[_Part]:
+def _attention_parts(workload: Workload, machines: Sequence[Machine]) -> list[_Part]:
     first = first_pass(workload)
     passes = (replace(first, cached=first.cached + i) for i in range(workload.steps))
     ops = [op for step in passes for op in cache_ops(step)]

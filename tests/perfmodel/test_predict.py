@@ -153,8 +153,7 @@ def test_impossible_workloads_are_refused(changes, problem):
 @pytest.mark.parametrize("stack", [load_stack("ideal"), slow_stack()], ids=lambda s: s.name)
 def test_a_sweep_gives_the_numbers_of_predict(phase, stack):
     grid = Grid(
-        devices=[toy_hardware(), load_hardware("h200")],
-        stacks=[stack],
+        machines=[(toy_hardware(), stack), (load_hardware("h200"), stack)],
         models=[toy_model(), load_model("llama-3-8b")],
         policies=[policy(), policy("squeezellm-w3-s0.45")],
         phase=phase,
@@ -193,4 +192,4 @@ def _predicted(row, grid, stack):
         accounting=row["accounting"],
         kv_bits=8,
     )
-    return predict(workload, named(grid.devices, row["device"]), stack)
+    return predict(workload, named([hw for hw, _ in grid.machines], row["device"]), stack)
