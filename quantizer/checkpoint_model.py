@@ -145,10 +145,14 @@ def dense_layer(name: str, parts: Mapping[str, Tensor], record: LayerRecord) -> 
 
     Raises: CheckpointError.
     """
-    return _matrix(name, parts, record).dequantize()
+    return layer_matrix(name, parts, record).dequantize()
 
 
-def _matrix(name: str, parts: Mapping[str, Tensor], record: LayerRecord) -> QuantizedMatrix:
+def layer_matrix(name: str, parts: Mapping[str, Tensor], record: LayerRecord) -> QuantizedMatrix:
+    """The packed layer that a shard describes, on the device of its tensors.
+
+    Raises: CheckpointError.
+    """
     try:
         weight, sparse = from_tensors(parts, record.meta)
     except ValueError as error:  # LayoutError of the kernels
@@ -161,7 +165,7 @@ def _matrix(name: str, parts: Mapping[str, Tensor], record: LayerRecord) -> Quan
 def _packed_layer(
     name: str, parts: Mapping[str, Tensor], record: LayerRecord, linear: LinearKind
 ) -> nn.Module:
-    matrix, bias = _matrix(name, parts, record), parts.get("bias")
+    matrix, bias = layer_matrix(name, parts, record), parts.get("bias")
     if linear == "packed":
         return PackedLinear(matrix, bias)
     from kernels.linear import QuantizedLinear  # needs Triton

@@ -1,6 +1,7 @@
 """numba twins of the GEMV kernels: the same packed weights, on all cores of a CPU."""
 
+from kernels.cpu.fp16 import fp16_gemv
 from kernels.cpu.gemv import lut_gemv, uniform_gemv
 from kernels.cpu.sparse import csr_gemv
 
-__all__ = ["csr_gemv", "lut_gemv", "uniform_gemv"]
+__all__ = ["csr_gemv", "fp16_gemv", "lut_gemv", "uniform_gemv"]

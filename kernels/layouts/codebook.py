@@ -90,7 +90,7 @@ def pack_lut(
     if kind == "sym" and bool((entries < 0).any()):
         raise fail("range of entries", f"least {float(entries.min())}", "magnitudes >= 0")
     if dtype == torch.float16:
-        table = _planes(entries, bits)
+        table = to_planes(entries, bits)
     else:
         offset = 128 if kind == "int8" else 0
         table = (entries.to(torch.int16) + offset).to(torch.uint8).view(torch.int32)
@@ -126,7 +126,7 @@ def to_fixed_point(weight: LutWeight) -> LutWeight:
     values = table_values(book)
     scale = values.abs().amax(dim=1, keepdim=True) / _INT16_MAX
     steps = torch.where(scale > 0, values / scale, 0.0).round().to(torch.int16)
-    table = _planes(steps.view(torch.float16), book.bits)
+    table = to_planes(steps.view(torch.float16), book.bits)
     codebook = Codebook(kind="int16", bits=book.bits, table=table, scale=scale)
     return replace(weight, codebook=codebook)
 
@@ -166,7 +166,7 @@ def _check_finite(argument: str, tensor: Tensor) -> None:
         raise fail(f"range of {argument}", "not finite", "finite numbers")
 
 
-def _planes(entries: Tensor, bits: int) -> Tensor:
+def to_planes(entries: Tensor, bits: int) -> Tensor:
     """(N, E) two-byte entries as (N, E / 2) int32: low bytes of all entries, then high bytes."""
     if bits == 8:  # looked up one by one in memory
         return entries.contiguous()
@@ -175,6 +175,6 @@ def _planes(entries: Tensor, bits: int) -> Tensor:
 
 
 def _from_planes(table: Tensor) -> Tensor:
-    """Inverse of `_planes`, as (N, E) int16 patterns."""
+    """Inverse of `to_planes`, as (N, E) int16 patterns."""
     planes = table.contiguous().view(torch.uint8).reshape(table.shape[0], 2, -1)
     return planes.transpose(1, 2).contiguous().view(torch.int16).reshape(table.shape[0], -1)

@@ -89,7 +89,7 @@ def pack_csr(
     _check_ascending(row_pointers, columns, width)
     start_rows = None
     if chunk_nnz is not None:
-        start_rows = _start_rows(row_pointers, nnz, chunk_nnz)
+        start_rows = start_rows_of(row_pointers, nnz, chunk_nnz)
     narrow = width < NARROW_COLUMNS
     return CsrWeight(
         row_pointers=row_pointers.to(torch.int32),
@@ -196,7 +196,7 @@ def _check_ascending(row_pointers: Tensor, columns: Tensor, width: int) -> None:
         raise LayoutError("columns is not ascending within a row, expected each column once")
 
 
-def _start_rows(row_pointers: Tensor, nnz: int, chunk_nnz: int) -> Tensor:
+def start_rows_of(row_pointers: Tensor, nnz: int, chunk_nnz: int) -> Tensor:
     check_choice("chunk_nnz", chunk_nnz, CHUNK_SIZES)
     first = torch.arange(chunk_count(nnz, chunk_nnz), device=row_pointers.device) * chunk_nnz
     rows = torch.searchsorted(row_pointers.contiguous(), first.to(row_pointers.dtype), right=True)

@@ -81,7 +81,7 @@ def pack_uniform(
         check_range("g_idx", g_idx, 0, groups)
         order = g_idx if act_order == "gather" else _fold(g_idx, group_size)
         codes = codes if act_order == "gather" else codes[:, order.long()]
-    tile_codes = _tile(bits, group_size, columns, act_order)
+    tile_codes = group_tile(bits, group_size, columns, act_order)
     return UniformWeight(
         codes=pack_codes(codes, bits, tile_codes=tile_codes, order="field"),
         scale_zero=scale_zero,
@@ -132,7 +132,7 @@ def _check_group_size(bits: int, group_size: int, columns: int) -> None:
         check_choice("group_size", group_size, [*sizes, columns])
 
 
-def _tile(bits: int, group_size: int, columns: int, act_order: str | None) -> int | None:
+def group_tile(bits: int, group_size: int, columns: int, act_order: str | None) -> int | None:
     """Whole tiles per group, so that a thread's group of codes has one scale; else the default."""
     if act_order == "gather":
         return K_ALIGN
