@@ -1,9 +1,12 @@
 """The argument parser of our command lines: what is wrong, in one line."""
 
 import argparse
+from pathlib import Path
 from typing import Any, NoReturn
 
 from perfmodel.errors import USAGE_EXIT, one_line
+
+MAX_DIGITS = 18
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -40,3 +43,45 @@ class OneLineParser(argparse.ArgumentParser):
             return ""
         near = difflib.get_close_matches(typed, known, n=2, cutoff=0.5)
         return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def output_options(parser: argparse.ArgumentParser) -> None:
+    """How a command's Output is rendered, and where it goes."""
+    rendering = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv", "markdown"):
+        rendering.add_argument(f"--{name}", dest="rendering", action="store_const", const=name)
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write there (.json, .csv, .md by suffix)"
+    )
+
+
+def size(text: str) -> int:
+    """A whole number from 0 on."""
+    return _whole_number(text, least=0)
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    return _whole_number(text, least=1)
+
+
+def sizes(text: str) -> list[int]:
+    """Whole numbers from 0 on, separated by commas."""
+    return [size(part.strip()) for part in text.split(",")]
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers from 1 on, separated by commas."""
+    return [count(part.strip()) for part in text.split(",")]
+
+
+def _whole_number(text: str, *, least: int) -> int:
+    """An integer written in digits; its upper bound is checked where its meaning is known."""
+    digits = text.isascii() and text.isdigit()
+    if digits and len(text) > MAX_DIGITS:
+        problem = f"found {len(text)} digits, expected at most {MAX_DIGITS}"
+        raise argparse.ArgumentTypeError(problem)
+    if not digits or int(text) < least:
+        found = text if digits else repr(text)
+        raise argparse.ArgumentTypeError(f"found {found}, expected a whole number from {least} on")
+    return int(text)

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel import __version__, commands
-from perfmodel.arguments import OneLineParser
+from perfmodel.arguments import OneLineParser, count, counts, output_options, size, sizes
 from perfmodel.errors import PerfmodelError, one_line
 from perfmodel.output import discard_output
 from perfmodel.workload import ACCOUNTINGS, PHASES
 
 INTERRUPTED_EXIT = 130
-MAX_DIGITS = 18
 
 _EXAMPLES = """\
 examples:
@@ -99,14 +98,14 @@ def _add_predict(subparsers: Any) -> None:
     parser = _add(subparsers, "predict", commands.cmd_predict, summary, _PREDICT_EXAMPLES)
     _single_options(parser)
     parser.add_argument("--ops", action="store_true", help="show every operation")
-    _output_options(parser)
+    output_options(parser)
 
 
 def _add_sweep(subparsers: Any) -> None:
     summary = "every combination of the options, as CSV or Parquet"
     parser = _add(subparsers, "sweep", commands.cmd_sweep, summary, _SWEEP_EXAMPLES)
     _list_options(parser)
-    _output_options(parser)
+    output_options(parser)
 
 
 def _add_plot(subparsers: Any) -> None:
@@ -124,9 +123,9 @@ def _add_plot(subparsers: Any) -> None:
     )
     _device_options(runtime)
     _weight_options(runtime)
-    runtime.add_argument("--batch", type=_count, default=1, help="sequences (1)")
+    runtime.add_argument("--batch", type=count, default=1, help="sequences (1)")
     runtime.add_argument(
-        "--lengths", type=_counts, default=[128, 2048], metavar="N,N", help="tokens (128,2048)"
+        "--lengths", type=counts, default=[128, 2048], metavar="N,N", help="tokens (128,2048)"
     )
     runtime.add_argument("--accounting", choices=ACCOUNTINGS, default="paper", help="(paper)")
     sweep = _add(figures, "sweep", commands.cmd_plot_sweep, "time against batch, length or devices")
@@ -143,17 +142,17 @@ def _add_catalogues(subparsers: Any) -> None:
     ):
         listing = _add(subparsers, kind, commands.cmd_list, summary)
         listing.set_defaults(kind=kind)
-        _output_options(listing)
+        output_options(listing)
     formats = _add(subparsers, "formats", commands.cmd_formats, "weight formats, bit by bit")
     formats.add_argument("--model", default="llama-7b", help="whose layers to count (llama-7b)")
     formats.add_argument("--weights", metavar="NAMES", help="formats, separated by commas")
-    _output_options(formats)
+    output_options(formats)
     check = _add(subparsers, "check", commands.cmd_check, "validate device, stack or model files")
     check.add_argument("files", nargs="+", metavar="FILE")
     check.add_argument(
         "--kind", choices=("device", "stack", "model"), help="(device; model for .json)"
     )
-    _output_options(check)
+    output_options(check)
 
 
 def _single_options(parser: OneLineParser) -> None:
@@ -162,13 +161,13 @@ def _single_options(parser: OneLineParser) -> None:
     _weight_options(parser)
     parser.add_argument("--phase", choices=PHASES, default="decode", help="(decode)")
     parser.add_argument(
-        "--context", type=_size, help="tokens cached when a decode step starts (128)"
+        "--context", type=size, help="tokens cached when a decode step starts (128)"
     )
-    parser.add_argument("--prompt", type=_size, help="tokens of prompt (prefill 128, generate 0)")
-    parser.add_argument("--new", type=_count, help="tokens to generate (128)")
-    parser.add_argument("--batch", type=_count, default=1, help="sequences (1)")
-    parser.add_argument("--tp", type=_count, default=1, help="tensor-parallel devices (1)")
-    parser.add_argument("--kv-bits", type=_count, default=16, help="bits of the KV cache (16)")
+    parser.add_argument("--prompt", type=size, help="tokens of prompt (prefill 128, generate 0)")
+    parser.add_argument("--new", type=count, help="tokens to generate (128)")
+    parser.add_argument("--batch", type=count, default=1, help="sequences (1)")
+    parser.add_argument("--tp", type=count, default=1, help="tensor-parallel devices (1)")
+    parser.add_argument("--kv-bits", type=count, default=16, help="bits of the KV cache (16)")
     parser.add_argument("--accounting", choices=ACCOUNTINGS, default="fused", help="(fused)")
 
 
@@ -191,12 +190,12 @@ def _list_options(parser: OneLineParser) -> None:
     _set_option(parser)
     _weight_options(parser)
     parser.add_argument("--phase", choices=PHASES, default="decode", help="(decode)")
-    parser.add_argument("--context", type=_sizes, metavar="N,N", help="tokens cached (128)")
-    parser.add_argument("--prompt", type=_sizes, metavar="N,N", help="tokens of prompt (128)")
-    parser.add_argument("--new", type=_count, help="tokens to generate (128)")
-    parser.add_argument("--batch", type=_counts, default=[1], metavar="N,N", help="(1)")
-    parser.add_argument("--tp", type=_counts, default=[1], metavar="N,N", help="(1)")
-    parser.add_argument("--kv-bits", type=_count, default=16, help="bits of the KV cache (16)")
+    parser.add_argument("--context", type=sizes, metavar="N,N", help="tokens cached (128)")
+    parser.add_argument("--prompt", type=sizes, metavar="N,N", help="tokens of prompt (128)")
+    parser.add_argument("--new", type=count, help="tokens to generate (128)")
+    parser.add_argument("--batch", type=counts, default=[1], metavar="N,N", help="(1)")
+    parser.add_argument("--tp", type=counts, default=[1], metavar="N,N", help="(1)")
+    parser.add_argument("--kv-bits", type=count, default=16, help="bits of the KV cache (16)")
     parser.add_argument(
         "--accounting", type=_accountings, default=["fused"], metavar="NAMES", help="(fused)"
     )
@@ -225,43 +224,6 @@ def _set_option(parser: OneLineParser) -> None:
         metavar="FIELD=VALUE",
         help="what if: replace a field of the device file",
     )
-
-
-def _output_options(parser: OneLineParser) -> None:
-    rendering = parser.add_mutually_exclusive_group()
-    for name in ("json", "csv", "markdown"):
-        rendering.add_argument(f"--{name}", dest="rendering", action="store_const", const=name)
-    parser.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write there (.json, .csv, .md by suffix)"
-    )
-
-
-def _size(text: str) -> int:
-    return _whole_number(text, least=0)
-
-
-def _count(text: str) -> int:
-    return _whole_number(text, least=1)
-
-
-def _whole_number(text: str, *, least: int) -> int:
-    """An integer written in digits; its upper bound is checked where its meaning is known."""
-    digits = text.isascii() and text.isdigit()
-    if digits and len(text) > MAX_DIGITS:
-        problem = f"found {len(text)} digits, expected at most {MAX_DIGITS}"
-        raise argparse.ArgumentTypeError(problem)
-    if not digits or int(text) < least:
-        found = text if digits else repr(text)
-        raise argparse.ArgumentTypeError(f"found {found}, expected a whole number from {least} on")
-    return int(text)
-
-
-def _sizes(text: str) -> list[int]:
-    return [_size(part.strip()) for part in text.split(",")]
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(part.strip()) for part in text.split(",")]
 
 
 def _accountings(text: str) -> list[str]:
