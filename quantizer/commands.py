@@ -1,46 +1,41 @@
 """What each sub-command does: arguments into records, one call, the result printed."""
 
 import argparse
-import signal
-import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import msgspec
-import torch
 
 from perfmodel.output import as_json
 from quantizer import ledger
-from quantizer.calibration import Calibration, in_domain, load_calibration, source_of
 from quantizer.checkpoint import OUTSIDE, Checkpoint, open_checkpoint
 from quantizer.checkpoint_model import load_model, quantized_blocks
-from quantizer.choose import (
-    format_name,
-    format_of_bits,
-    layer_settings,
-    layer_shapes,
-    read_formats,
-    uniform_settings,
-)
-from quantizer.cli import DEFAULT_FORMATS, METHODS
 from quantizer.compare import FORECAST_FISHER, Comparison, Setting, compare
 from quantizer.errors import (
     RESUMABLE_EXIT,
     CheckFailedError,
-    CheckpointError,
     StoppedError,
     UsageError,
 )
 from quantizer.estimate import Estimate, estimate, free_bytes
-from quantizer.evaluate import EvaluationText, Protocol, load_evaluation, perplexity
+from quantizer.evaluate import perplexity
 from quantizer.executors import check_executor, workers_of
 from quantizer.fisher_file import NAME as FISHER_NAME
 from quantizer.fisher_file import ensure_fisher
 from quantizer.forecast import allocate, beyond_quadratic
+from quantizer.inputs import (
+    calibration_of,
+    evaluation_of,
+    formats_to_compare,
+    open_model,
+    options_of,
+    settings_of,
+    stoppable,
+    warn_in_domain,
+)
 from quantizer.matrix import Settings
 from quantizer.methods import needs
 from quantizer.pipeline import Hooks, Job, check_job, quantize, read_config
@@ -49,15 +44,14 @@ from quantizer.progress import Progress, duration
 from quantizer.tables import as_table, human_bytes
 
 __all__ = ["RESUMABLE_EXIT"]  # the command line's; the commands are found by name
-SMALL_MATRIX = 2**20  # weights; below, starting threads takes longer than they save
 
 
 def cmd_quantize(args: argparse.Namespace) -> None:
     """Raises: whatever `quantize` raises, UsageError."""
     check_executor(args.executor)
-    checkpoint = _open(args.model)
-    settings = _settings(checkpoint, args)
-    calibration = _calibration(checkpoint, args)
+    checkpoint = open_model(args.model)
+    settings = settings_of(checkpoint, args)
+    calibration = calibration_of(checkpoint, args)
     job = Job(
         source=args.model,
         out=args.out,
@@ -72,21 +66,22 @@ def cmd_quantize(args: argparse.Namespace) -> None:
     _say_estimate(expected, args.out)
     if args.dry_run:
         return
-    with _stoppable() as hooks:
+    begin = time.monotonic()
+    with stoppable() as hooks:
         summary = quantize(job, _with_progress(hooks, checkpoint.blocks + 1))
     print(
         f"{args.out}: {len(summary.layers)} layers, {summary.bits_per_weight:.4f} bits per weight, "
         f"{human_bytes(summary.packed_bytes)} packed; {summary.made} blocks made, "
-        f"{summary.kept} were done"
+        f"{summary.kept} were done; {duration(time.monotonic() - begin)}"
     )
 
 
 def cmd_evaluate(args: argparse.Namespace) -> None:
     """Raises: CheckpointError, UsageError."""
-    checkpoint = _open(args.model)
-    text = _evaluation(checkpoint, args)
+    checkpoint = open_model(args.model)
+    text = evaluation_of(checkpoint, args)
     if checkpoint.quantized:
-        _warn_in_domain(read_config(args.model).calibration, args.text)
+        warn_in_domain(read_config(args.model).calibration, args.text)
     progress = Progress("windows", len(text.ids))
     model = load_model(args.model, linear=args.linear)
     result = perplexity(model, text, progress=progress.to)
@@ -100,22 +95,22 @@ def cmd_evaluate(args: argparse.Namespace) -> None:
 def cmd_compare(args: argparse.Namespace) -> None:
     """Raises: what `compare` raises."""
     check_executor(args.executor)
-    checkpoint = _open(args.model)
-    formats = _formats_to_compare(checkpoint, args)
-    calibration = _calibration(checkpoint, args)
+    checkpoint = open_model(args.model)
+    formats = formats_to_compare(checkpoint, args)
+    calibration = calibration_of(checkpoint, args)
     if calibration is not None:
-        _warn_in_domain(calibration.source, args.text)
+        warn_in_domain(calibration.source, args.text)
     progress = Progress("formats", len(formats) + 1)
     with ExitStack() as stack:
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ledger.prepare(work)
-        hooks = stack.enter_context(_stoppable())
+        hooks = stack.enter_context(stoppable())
         setting = Setting(
             checkpoint=checkpoint,
             calibration=calibration,
-            text=_evaluation(checkpoint, args),
+            text=evaluation_of(checkpoint, args),
             work=work,
-            options=_options(args, formats[0]),
+            options=options_of(args, formats[0]),
             executor=args.executor,
             outliers=args.outliers,
         )
@@ -129,7 +124,7 @@ def cmd_compare(args: argparse.Namespace) -> None:
 
 def cmd_sensitivity(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError."""
-    checkpoint = _open(args.model)
+    checkpoint = open_model(args.model)
     with _statistics(checkpoint, args, args.forecast) as (token, sequence):
         rows = _sensitivities(checkpoint, token, args.forecast, sequence)
     if args.json:
@@ -156,7 +151,7 @@ def cmd_sensitivity(args: argparse.Namespace) -> None:
 
 def cmd_allocate(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError."""
-    checkpoint = _open(args.model)
+    checkpoint = open_model(args.model)
     with _statistics(checkpoint, args, args.formats) as (token, sequence):
         rows = _sensitivities(checkpoint, token, args.formats, sequence)
     weights = sum(row.shape[0] * row.shape[1] for row in rows)
@@ -210,94 +205,12 @@ def cmd_verify(args: argparse.Namespace) -> None:
         print(f"{args.folder}: {len(manifests)} shards are what their manifests say")
 
 
-def _open(folder: Path) -> Checkpoint:
-    checkpoint = open_checkpoint(folder)
-    largest = max(torch.Size(info.shape).numel() for info in checkpoint.tensors.values())
-    if largest < SMALL_MATRIX:
-        torch.set_num_threads(1)
-    return checkpoint
-
-
-def _settings(checkpoint: Checkpoint, args: argparse.Namespace) -> dict[str, Settings]:
-    ways = [args.method or args.bits, args.format, args.formats]
-    if sum(way is not None for way in ways) != 1:
-        raise UsageError("give one of --method with --bits, --format, or --formats")
-    if args.formats is not None:
-        formats = read_formats(args.formats)
-        options = _options(args, next(iter(formats.values()), "rtn-w4"))
-        return layer_settings(checkpoint, formats, options, args.outliers)
-    if args.format is None and (args.method is None or args.bits is None):
-        raise UsageError("--method needs --bits, and --bits needs --method")
-    name = args.format or format_name(
-        args.method, args.bits, group=args.group, sparsity=args.sparsity
-    )
-    return uniform_settings(checkpoint, _options(args, name), args.outliers)
-
-
-def _options(args: argparse.Namespace, name: str) -> Settings:
-    return Settings(
-        format=name,
-        weighting=args.weighting,
-        selection=args.selection,
-        damping=args.damping,
-    )
-
-
-def _formats_to_compare(checkpoint: Checkpoint, args: argparse.Namespace) -> list[str]:
-    if args.formats:
-        formats = args.formats
-    elif args.bits_per_weight is None:
-        formats = [name.format(b=bits) for bits in args.bits for name in DEFAULT_FORMATS]
-    else:
-        shapes = layer_shapes(checkpoint)
-        methods = args.methods or METHODS
-        formats = [format_of_bits(method, args.bits_per_weight, shapes) for method in methods]
-    for name in formats:
-        needs(Settings(format=name))  # a wrong name is said before an hour of work
-    return formats
-
-
-def _calibration(checkpoint: Checkpoint, args: argparse.Namespace) -> Calibration | None:
-    if args.calibration is None:
-        return None
-    return load_calibration(
-        args.calibration,
-        checkpoint.folder,
-        args.profile,
-        longest=_longest(checkpoint),
-        vocabulary=checkpoint.config["vocab_size"],
-    )
-
-
-def _evaluation(checkpoint: Checkpoint, args: argparse.Namespace) -> EvaluationText:
-    return load_evaluation(
-        args.text,
-        checkpoint.folder,
-        Protocol(window=args.window, bos=args.bos, limit=args.limit),
-        longest=_longest(checkpoint),
-        vocabulary=checkpoint.config["vocab_size"],
-    )
-
-
-def _longest(checkpoint: Checkpoint) -> int:
-    longest = checkpoint.config.get("max_position_embeddings", 2048)
-    if type(longest) is not int or longest < 2:
-        raise CheckpointError(f"{checkpoint.folder}: max_position_embeddings is {longest!r}")
-    return longest
-
-
-def _warn_in_domain(calibration: Any, text: Path) -> None:
-    reason = None if calibration is None else in_domain(calibration, source_of(text))
-    if reason:
-        print(f"quantizer: warning: in-domain: {reason}; perplexity may flatter", file=sys.stderr)
-
-
 @contextmanager
 def _statistics(
     checkpoint: Checkpoint, args: argparse.Namespace, formats: list[str]
 ) -> Iterator[tuple[Path, Path | None]]:
     """Files of token and, where a format needs them, sequence Fisher diagonals."""
-    calibration = _calibration(checkpoint, args)
+    calibration = calibration_of(checkpoint, args)
     if calibration is None:
         raise UsageError(f"{args.command} needs calibration text; give --calibration FILE")
     wanted = any("fisher" in needs(Settings(format=name)) for name in formats)
@@ -321,25 +234,6 @@ def _sensitivities(
     )
 
 
-@contextmanager
-def _stoppable() -> Iterator[Hooks]:
-    """Hooks whose `stopping` is true after Ctrl-C or SIGTERM; a second one interrupts at once."""
-    asked: list[int] = []
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        print("quantizer: finishing the block in work; again to stop now", file=sys.stderr)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield Hooks(stopping=lambda: bool(asked))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _with_progress(hooks: Hooks, blocks: int) -> Hooks:
     work, passes = Progress("blocks", blocks), Progress("Fisher passes", 1)
     return msgspec.structs.replace(
@@ -348,10 +242,12 @@ def _with_progress(hooks: Hooks, blocks: int) -> Hooks:
 
 
 def _say_estimate(expected: Estimate, out: Path) -> None:
+    low, high = (duration(seconds) for seconds in expected.time_s)
     print(
         f"{expected.layers} layers at {expected.bits_per_weight:.3f} bits per weight: output "
         f"{human_bytes(expected.output_bytes)} ({human_bytes(free_bytes(out))} free), about "
-        f"{duration(expected.time_s)}, about {human_bytes(expected.peak_memory_bytes)} of memory"
+        f"{human_bytes(expected.peak_memory_bytes)} of memory, "
+        f"{low if low == high else f'{low} to {high}'} if the machine stays as free as it is"
     )
 
 

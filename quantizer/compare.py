@@ -56,7 +56,9 @@ def compare(
 
     Raises: what `quantize` and `perplexity` raise.
     """
-    reference = perplexity(load_model(setting.checkpoint.folder), setting.text)
+    reference = perplexity(
+        load_model(setting.checkpoint.folder), setting.text, progress=hooks.check
+    )
     lines = [_reference_line(setting.checkpoint, reference)]
     on_line(lines[0])
     ledger.prepare(setting.work)
@@ -102,7 +104,7 @@ def _line(setting: Setting, name: str, reference: Perplexity, hooks: Hooks) -> C
     begin = time.perf_counter()
     fisher = setting.work / FISHER_NAME
     if "fisher" in needed(settings) and calibration is not None:
-        ensure_fisher(fisher, checkpoint, calibration, "sequence", progress=hooks.on_fisher)
+        ensure_fisher(fisher, checkpoint, calibration, "sequence", progress=hooks.fisher_pass)
     between = time.perf_counter()
     job = Job(
         source=checkpoint.folder,
@@ -114,7 +116,7 @@ def _line(setting: Setting, name: str, reference: Perplexity, hooks: Hooks) -> C
     )
     summary = quantize(job, hooks)
     seconds = time.perf_counter() - between
-    measured = perplexity(load_model(summary.out), setting.text)
+    measured = perplexity(load_model(summary.out), setting.text, progress=hooks.check)
     loss = _forecast(setting, settings, summary, hooks)
     return Comparison(
         format=name,
@@ -134,5 +136,5 @@ def _forecast(
     if calibration is None or any(one.method == "awq" for one in settings.values()):
         return None
     path = setting.work / FORECAST_FISHER
-    ensure_fisher(path, setting.checkpoint, calibration, "token", progress=hooks.on_fisher)
+    ensure_fisher(path, setting.checkpoint, calibration, "token", progress=hooks.fisher_pass)
     return folder_forecast(setting.checkpoint, summary.out, path)

@@ -59,6 +59,17 @@ class Hooks(msgspec.Struct, frozen=True, kw_only=True):
     on_fisher: Callable[[int, int], None] = lambda done, total: None  # noqa: ARG005
     stopping: Callable[[], bool] = lambda: False
 
+    def check(self, *_done: int) -> None:
+        """To be called between steps that keep nothing. Raises: StoppedError."""
+        if self.stopping():
+            raise StoppedError("stopped; finished blocks are kept; run the same command to go on")
+
+    def fisher_pass(self, done: int, total: int) -> None:
+        """After a sequence; a finished pass is worth keeping. Raises: StoppedError."""
+        self.on_fisher(done, total)
+        if done < total:
+            self.check()
+
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """A finished checkpoint."""
@@ -97,7 +108,7 @@ def quantize(job: Job, hooks: Hooks | None = None) -> Summary:
     fisher = None
     if "fisher" in wanted and job.calibration is not None:
         fisher = job.fisher or job.out / ledger.FOLDER / FISHER_NAME
-        ensure_fisher(fisher, checkpoint, job.calibration, "sequence", progress=hooks.on_fisher)
+        ensure_fisher(fisher, checkpoint, job.calibration, "sequence", progress=hooks.fisher_pass)
     tasks = [
         BlockTask(
             source=str(job.source.resolve()),
