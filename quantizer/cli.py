@@ -100,9 +100,16 @@ def _add_quantize(subparsers: Any) -> None:
 
 
 def _add_evaluate(subparsers: Any) -> None:
-    parser = _add(subparsers, "evaluate", "perplexity per token, by the papers' protocol")
+    parser = _add(subparsers, "evaluate", "perplexity by the papers' protocol, or scores of tasks")
     parser.add_argument("model", type=Path, metavar="DIR")
-    _text_options(parser)
+    _text_options(parser, required=False)
+    parser.add_argument(
+        "--tasks", type=_names, metavar="NAMES", help="instead: of the lm-evaluation-harness, mmlu"
+    )
+    parser.add_argument(
+        "--tasks-dir", type=Path, metavar="FOLDER", help="its task files (those it comes with)"
+    )
+    parser.add_argument("--shots", type=_size, help="examples in the prompt (as the task says)")
     parser.add_argument(
         "--linear",
         choices=("dense", "packed", "kernels"),
@@ -188,11 +195,13 @@ def _calibration_options(parser: OneLineParser) -> None:
     parser.add_argument("--profile", choices=PROFILES, default=PROFILES[0], help="(c4-100x512)")
 
 
-def _text_options(parser: OneLineParser) -> None:
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="as --calibration")
+def _text_options(parser: OneLineParser, *, required: bool = True) -> None:
+    parser.add_argument(
+        "--text", type=Path, required=required, metavar="FILE", help="as --calibration"
+    )
     parser.add_argument("--window", type=_count, default=2048, help="tokens (2048)")
     parser.add_argument("--bos", type=_size, metavar="TOKEN", help="put it first in every window")
-    parser.add_argument("--limit", type=_count, help="only so many windows")
+    parser.add_argument("--limit", type=_count, help="only so many windows, or questions of a task")
 
 
 def _executor_option(parser: OneLineParser) -> None:

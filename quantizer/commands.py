@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from perfmodel.output import as_json
-from quantizer import ledger
+from quantizer import harness, ledger
 from quantizer.checkpoint import OUTSIDE, Checkpoint, open_checkpoint
 from quantizer.checkpoint_model import load_model, quantized_blocks
 from quantizer.compare import FORECAST_FISHER, Comparison, Setting, compare
@@ -78,6 +78,11 @@ def cmd_quantize(args: argparse.Namespace) -> None:
 
 def cmd_evaluate(args: argparse.Namespace) -> None:
     """Raises: CheckpointError, UsageError."""
+    if (args.text is None) == (args.tasks is None):
+        raise UsageError("give one of --text FILE and --tasks NAMES")
+    if args.tasks:
+        _evaluate_tasks(args)
+        return
     checkpoint = open_model(args.model)
     text = evaluation_of(checkpoint, args)
     if checkpoint.quantized:
@@ -90,6 +95,21 @@ def cmd_evaluate(args: argparse.Namespace) -> None:
     else:
         print(f"perplexity per token {result.value:.4f}")
         print(f"{result.label}; {result.predictions} predictions, linear layers {args.linear}")
+
+
+def _evaluate_tasks(args: argparse.Namespace) -> None:
+    open_model(args.model)
+    harness.go_offline()
+    tasks = harness.Tasks(
+        names=args.tasks, folder=args.tasks_dir, shots=args.shots, limit=args.limit
+    )
+    scores = harness.evaluate_tasks(load_model(args.model, linear=args.linear), args.model, tasks)
+    if args.json:
+        print(as_json(scores), end="")
+        return
+    headings = ["task", "metric", "value", "standard error", "questions", "shots"]
+    rows = [msgspec.structs.astuple(score) for score in scores]
+    print(as_table(headings, rows), end="")
 
 
 def cmd_compare(args: argparse.Namespace) -> None:

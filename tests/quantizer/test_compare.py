@@ -37,7 +37,8 @@ def setting(llama, ids, text_ids, tmp_path):
     )
 
 
-def test_a_stop_ends_the_evaluation_at_the_next_window(setting):
+def test_a_stop_ends_the_evaluation_at_the_next_window(setting, monkeypatch):
+    monkeypatch.setattr("quantizer.evaluate.PAPER_WINDOW", 16)  # one window at once
     asked = AskedAfter(2)
     with pytest.raises(StoppedError, match="run the same command to go on"):
         compare(setting, ["rtn-w4"], Hooks(stopping=asked))
