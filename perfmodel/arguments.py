@@ -45,14 +45,30 @@ class OneLineParser(argparse.ArgumentParser):
         return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
-def output_options(parser: argparse.ArgumentParser) -> None:
-    """How a command's Output is rendered, and where it goes."""
-    rendering = parser.add_mutually_exclusive_group()
-    for name in ("json", "csv", "markdown"):
-        rendering.add_argument(f"--{name}", dest="rendering", action="store_const", const=name)
+def add_command(
+    subparsers: Any, name: str, function: Any, summary: str, epilog: str = ""
+) -> OneLineParser:
+    """A sub-command that calls `function`."""
+    parser: OneLineParser = subparsers.add_parser(
+        name, help=summary, description=summary + ".", epilog=epilog
+    )
+    parser.set_defaults(function=function, parser=parser)
+    return parser
+
+
+def output_options(parser: OneLineParser) -> None:
+    """How and where a result is written."""
+    rendering_options(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write there (.json, .csv, .md by suffix)"
     )
+
+
+def rendering_options(parser: OneLineParser) -> None:
+    """How a result is written."""
+    rendering = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv", "markdown"):
+        rendering.add_argument(f"--{name}", dest="rendering", action="store_const", const=name)
 
 
 def size(text: str) -> int:
@@ -65,16 +81,6 @@ def count(text: str) -> int:
     return _whole_number(text, least=1)
 
 
-def sizes(text: str) -> list[int]:
-    """Whole numbers from 0 on, separated by commas."""
-    return [size(part.strip()) for part in text.split(",")]
-
-
-def counts(text: str) -> list[int]:
-    """Whole numbers from 1 on, separated by commas."""
-    return [count(part.strip()) for part in text.split(",")]
-
-
 def _whole_number(text: str, *, least: int) -> int:
     """An integer written in digits; its upper bound is checked where its meaning is known."""
     digits = text.isascii() and text.isdigit()
@@ -85,3 +91,13 @@ def _whole_number(text: str, *, least: int) -> int:
         found = text if digits else repr(text)
         raise argparse.ArgumentTypeError(f"found {found}, expected a whole number from {least} on")
     return int(text)
+
+
+def sizes(text: str) -> list[int]:
+    """Whole numbers from 0 on, separated by commas."""
+    return [size(part.strip()) for part in text.split(",")]
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers from 1 on, separated by commas."""
+    return [count(part.strip()) for part in text.split(",")]

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel import __version__, commands
-from perfmodel.arguments import OneLineParser, count, counts, output_options, size, sizes
+from perfmodel.arguments import (
+    OneLineParser,
+    add_command,
+    count,
+    counts,
+    output_options,
+    size,
+    sizes,
+)
 from perfmodel.errors import PerfmodelError, one_line
 from perfmodel.output import discard_output
 from perfmodel.workload import ACCOUNTINGS, PHASES
@@ -83,19 +91,9 @@ def build_parser() -> OneLineParser:
     return parser
 
 
-def _add(
-    subparsers: Any, name: str, function: Any, summary: str, epilog: str = ""
-) -> OneLineParser:
-    parser: OneLineParser = subparsers.add_parser(
-        name, help=summary, description=summary + ".", epilog=epilog
-    )
-    parser.set_defaults(function=function, parser=parser)
-    return parser
-
-
 def _add_predict(subparsers: Any) -> None:
     summary = "time, traffic and memory of one model on one device, per weight format"
-    parser = _add(subparsers, "predict", commands.cmd_predict, summary, _PREDICT_EXAMPLES)
+    parser = add_command(subparsers, "predict", commands.cmd_predict, summary, _PREDICT_EXAMPLES)
     _single_options(parser)
     parser.add_argument("--ops", action="store_true", help="show every operation")
     output_options(parser)
@@ -103,19 +101,19 @@ def _add_predict(subparsers: Any) -> None:
 
 def _add_sweep(subparsers: Any) -> None:
     summary = "every combination of the options, as CSV or Parquet"
-    parser = _add(subparsers, "sweep", commands.cmd_sweep, summary, _SWEEP_EXAMPLES)
+    parser = add_command(subparsers, "sweep", commands.cmd_sweep, summary, _SWEEP_EXAMPLES)
     _list_options(parser)
     output_options(parser)
 
 
 def _add_plot(subparsers: Any) -> None:
-    parser = _add(subparsers, "plot", None, "figures as PNG, SVG or PDF", _PLOT_EXAMPLES)
+    parser = add_command(subparsers, "plot", None, "figures as PNG, SVG or PDF", _PLOT_EXAMPLES)
     figures = parser.add_subparsers(metavar="FIGURE", required=True)
-    roofline = _add(
+    roofline = add_command(
         figures, "roofline", commands.cmd_plot_roofline, "roofline with one point per operation"
     )
     _single_options(roofline)
-    runtime = _add(
+    runtime = add_command(
         figures,
         "runtime",
         commands.cmd_plot_runtime,
@@ -128,7 +126,9 @@ def _add_plot(subparsers: Any) -> None:
         "--lengths", type=counts, default=[128, 2048], metavar="N,N", help="tokens (128,2048)"
     )
     runtime.add_argument("--accounting", choices=ACCOUNTINGS, default="paper", help="(paper)")
-    sweep = _add(figures, "sweep", commands.cmd_plot_sweep, "time against batch, length or devices")
+    sweep = add_command(
+        figures, "sweep", commands.cmd_plot_sweep, "time against batch, length or devices"
+    )
     _list_options(sweep)
     for figure in (roofline, runtime, sweep):
         figure.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
@@ -140,14 +140,16 @@ def _add_catalogues(subparsers: Any) -> None:
         ("models", "built-in model shapes"),
         ("stacks", "built-in software stacks"),
     ):
-        listing = _add(subparsers, kind, commands.cmd_list, summary)
+        listing = add_command(subparsers, kind, commands.cmd_list, summary)
         listing.set_defaults(kind=kind)
         output_options(listing)
-    formats = _add(subparsers, "formats", commands.cmd_formats, "weight formats, bit by bit")
+    formats = add_command(subparsers, "formats", commands.cmd_formats, "weight formats, bit by bit")
     formats.add_argument("--model", default="llama-7b", help="whose layers to count (llama-7b)")
     formats.add_argument("--weights", metavar="NAMES", help="formats, separated by commas")
     output_options(formats)
-    check = _add(subparsers, "check", commands.cmd_check, "validate device, stack or model files")
+    check = add_command(
+        subparsers, "check", commands.cmd_check, "validate device, stack or model files"
+    )
     check.add_argument("files", nargs="+", metavar="FILE")
     check.add_argument(
         "--kind", choices=("device", "stack", "model"), help="(device; model for .json)"

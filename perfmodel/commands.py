@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from perfmodel import views
-from perfmodel.errors import UsageError
+from perfmodel.errors import CheckFailed, UsageError
 from perfmodel.format_names import EXAMPLES, bits_format, parse_format
 from perfmodel.formats import BitPolicy, WeightFormat
 from perfmodel.hardware import device_names, load_hardware, read_device
@@ -37,13 +37,15 @@ DEFAULT_LENGTH = 128
 def run(args: argparse.Namespace) -> None:
     """Run the chosen command and write what it returns.
 
-    Raises: PerfmodelError.
+    Raises: PerfmodelError; CheckFailed once everything is written.
     """
     output = args.function(args)
     if isinstance(output, Output):
         rendering = rendering_of(args.rendering, args.output, "text")
         with text_sink(args.output) as stream:
             stream.write(render(output, rendering))
+        if output.missed:
+            raise CheckFailed("; ".join(output.missed))
 
 
 def cmd_predict(args: argparse.Namespace) -> Output:

@@ -6,11 +6,13 @@ PerfmodelError(ValueError)          exit code
 │   ├── UnknownFactError            2   the device file does not know a number that is needed
 │   └── UnknownCostError            2   the stack does not know what a weight format costs
 ├── SpecError                       3   an input file is wrong
-└── OutputError                     2   an output file cannot be written
+├── OutputError                     2   an output file cannot be written
+└── CheckFailed                     1   a bar given on the command line is missed
 """
 
 from collections.abc import Sequence
 
+CHECK_EXIT = 1
 USAGE_EXIT = 2
 BAD_FILE_EXIT = 3
 
@@ -55,6 +57,12 @@ class SpecError(PerfmodelError):
 
 class OutputError(PerfmodelError):
     """A result cannot be written where it was asked for."""
+
+
+class CheckFailed(PerfmodelError):  # noqa: N818  nothing is wrong with the run itself
+    """A result misses a bar that the command line gave."""
+
+    exit_code = CHECK_EXIT
 
 
 def one_line(message: str) -> str:

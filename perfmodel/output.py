@@ -28,6 +28,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     document: Callable[[], Any]  # for JSON
     rows: Callable[[], list[dict[str, Any]]]  # flat, for CSV
     tables: Callable[[], list[Table]]  # for people
+    missed: tuple[str, ...] = ()  # bars of the command line that the result misses
 
 
 def rendering_of(flag: Rendering | None, path: Path | None, default: Rendering) -> Rendering:

@@ -185,6 +185,16 @@ def cache_ops(step: Pass) -> tuple[Op, ...]:
     return tuple(op * step.model.layers for op in attention_ops(step))
 
 
+def workload_ops(workload: Workload) -> tuple[Op, ...]:
+    """Operations of all passes of a workload, those of one name added up."""
+    first, steps = first_pass(workload), workload.steps
+    total: tuple[Op, ...] = ()
+    for i in range(steps):
+        now = cache_ops(replace(first, cached=first.cached + i))
+        total = tuple(a + b for a, b in zip(total, now, strict=True)) if total else now
+    return (*(op * steps for op in constant_ops(first, workload.policy)), *total)
+
+
 def _timed_ops(workload: Workload, hw: HardwareSpec, stack: Stack) -> list[tuple[Op, OpTime]]:
     """Operations and their times over all passes; only attention differs from pass to pass."""
     first, steps = first_pass(workload), workload.steps
