@@ -14,6 +14,7 @@ from perfmodel.stacks import Stack
 from perfmodel.units import MICRO
 from perfmodel.validation import Pair
 
+MOST_NAMED = 3
 Split = Literal["device", "model"]
 SPLITS: dict[Split, Callable[[MeasuredRun], str]] = {
     "device": lambda run: run.hardware.key,
@@ -79,14 +80,15 @@ def single_efficiency(train: Sequence[MeasuredRun], test: Sequence[MeasuredRun])
     return [replace(p, predicted_s=p.predicted_s / best) for p in plain_roofline(test)]
 
 
-def described(found: Fit, name: str, description: str, source: str) -> Stack:
+def described(found: Fit, rows: int, name: str, description: str, source: str) -> Stack:
     """The fitted stack with its name and what it rests on."""
-    devices = ", ".join(found.stack.devices)
+    names = found.stack.devices
+    devices = ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} devices"
     return replace(
         found.stack,
         name=name,
         description=description,
-        basis=f"fitted on {devices}",
+        basis=f"fitted on {devices} ({rows} rows)",
         source=source,
     )
 

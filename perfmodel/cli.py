@@ -17,6 +17,7 @@ from perfmodel.arguments import (
     sizes,
 )
 from perfmodel.errors import PerfmodelError, one_line
+from perfmodel.forecast_arguments import add_forecasts
 from perfmodel.output import discard_output
 from perfmodel.workload import ACCOUNTINGS, PHASES
 
@@ -87,6 +88,7 @@ def build_parser() -> OneLineParser:
     _add_predict(subparsers)
     _add_sweep(subparsers)
     _add_plot(subparsers)
+    add_forecasts(subparsers)
     _add_catalogues(subparsers)
     return parser
 

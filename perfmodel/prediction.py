@@ -126,10 +126,11 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def interval_s(self) -> tuple[float, float | None]:
-        """Where four of five measurements lie; of a bare roofline, its lower bound alone."""
+        """Where four of five measurements lie; the lower bound alone if nobody knows."""
         interval = self.stack.interval
         if interval is None:
-            return (self.time_s if self.stack.is_ideal else 0.0, None)
+            moved_s = self.bytes / self.hardware.dram_bytes_per_s
+            return (self.time_s if self.stack.is_ideal else moved_s, None)
         width = interval.transferred if self.transferred else interval.fitted
         return (self.time_s / (1 + width), self.time_s * (1 + width))
 

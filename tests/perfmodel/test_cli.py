@@ -198,7 +198,7 @@ def test_sweep_writes_one_row_per_combination(run):
 
 def test_sweep_over_all_devices_and_models_in_json(run):
     document = json.loads(run("sweep --gpu all --model all --bits 4 --json"))
-    assert len(document["results"]) == 38 * 19
+    assert len(document["results"]) == 38 * 21
 
 
 def test_sweep_writes_parquet(run, tmp_path):
@@ -211,7 +211,7 @@ def test_sweep_writes_parquet(run, tmp_path):
 def test_check_accepts_what_ships(run):
     files = [*sorted((ROOT / "hardware").glob("*.yaml")), ROOT / "perfmodel/presets/llama-7b.json"]
     text = run("check " + " ".join(map(str, files)))
-    assert text.count(" ok\n") == 38
+    assert text.count(" ok\n") == 39
     assert "ok" in run(f"check --kind stack {ROOT / 'perfmodel/stacks/ideal.yaml'}")
 
 
