@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perfmodel.arguments import OneLineParser
+from perfmodel.arguments import OneLineParser, count, counts, size
 from perfmodel.errors import PerfmodelError, one_line
 from perfmodel.output import discard_output
 
 METHODS = ("rtn", "kmeans", "squeezellm", "gptq", "awq")
 PROFILES = ("c4-100x512", "c4-128x2048", "pile-128x512", "wikitext2-128x2048")
+MAX_NUMBER = 1_000_000  # of any argument; rules out infinity
 DEFAULT_FORMATS = (
     "rtn-w{b}",
     "kmeans-w{b}",
@@ -28,6 +29,8 @@ examples:
   python -m quantizer evaluate OUT --text wiki.test.txt
   python -m quantizer compare MODEL --bits 4,3 --calibration c4.jsonl.gz --text wiki.test.txt
   python -m quantizer allocate MODEL --bits-per-weight 3.25 --calibration c4.jsonl.gz -o plan.json
+  python -m quantizer allocate MODEL --max-ms-per-token 4 --gpu a6000 --calibration c4.jsonl.gz \\
+      -o plan.json
   python -m quantizer verify OUT
 
 Exit codes: 0 ok, 1 damaged or failed blocks, 2 wrong arguments, 3 a wrong input file, 75 stopped,
@@ -85,8 +88,8 @@ def _add_quantize(subparsers: Any) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--method", choices=METHODS)
-    parser.add_argument("--bits", type=_count, help="of a code: 2, 3, 4 or 8")
-    parser.add_argument("--group", type=_count, help="weights per scale (one per row; awq 128)")
+    parser.add_argument("--bits", type=count, help="of a code: 2, 3, 4 or 8")
+    parser.add_argument("--group", type=count, help="weights per scale (one per row; awq 128)")
     parser.add_argument("--sparsity", type=_percent, help="sparse values, percent (0)")
     parser.add_argument("--format", metavar="NAME", help="instead: a name as perfmodel knows it")
     parser.add_argument("--formats", type=Path, metavar="FILE", help="instead: what allocate wrote")
@@ -109,7 +112,7 @@ def _add_evaluate(subparsers: Any) -> None:
     parser.add_argument(
         "--tasks-dir", type=Path, metavar="FOLDER", help="its task files (those it comes with)"
     )
-    parser.add_argument("--shots", type=_size, help="examples in the prompt (as the task says)")
+    parser.add_argument("--shots", type=size, help="examples in the prompt (as the task says)")
     parser.add_argument(
         "--linear",
         choices=("dense", "packed", "kernels"),
@@ -123,7 +126,7 @@ def _add_compare(subparsers: Any) -> None:
     parser = _add(subparsers, "compare", "several formats of a model in one table")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--formats", type=_names, metavar="NAMES", help="(every method)")
-    parser.add_argument("--bits", type=_counts, default=[4, 3], metavar="B,B", help="(4,3)")
+    parser.add_argument("--bits", type=counts, default=[4, 3], metavar="B,B", help="(4,3)")
     parser.add_argument("--methods", type=_names, metavar="NAMES", help="for --bits-per-weight")
     parser.add_argument(
         "--bits-per-weight", type=_positive, help="every method at so many true bits"
@@ -156,7 +159,14 @@ def _add_sensitivity(subparsers: Any) -> None:
 def _add_allocate(subparsers: Any) -> None:
     parser = _add(subparsers, "allocate", "a format per layer, of least forecast loss in a budget")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--bits-per-weight", type=_positive, required=True, help="true bits")
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--bits-per-weight", type=_positive, help="true bits")
+    budget.add_argument(
+        "--max-ms-per-token", type=_positive, metavar="MS", help="predicted for --gpu, batch 1"
+    )
+    parser.add_argument("--gpu", metavar="NAME", help="as perfmodel knows it, or a YAML file")
+    parser.add_argument("--stack", default="ideal", metavar="NAME", help="of perfmodel (ideal)")
+    parser.add_argument("--context", type=size, default=128, help="tokens in the cache (128)")
     parser.add_argument(
         "--formats",
         type=_names,
@@ -199,9 +209,9 @@ def _text_options(parser: OneLineParser, *, required: bool = True) -> None:
     parser.add_argument(
         "--text", type=Path, required=required, metavar="FILE", help="as --calibration"
     )
-    parser.add_argument("--window", type=_count, default=2048, help="tokens (2048)")
-    parser.add_argument("--bos", type=_size, metavar="TOKEN", help="put it first in every window")
-    parser.add_argument("--limit", type=_count, help="only so many windows, or questions of a task")
+    parser.add_argument("--window", type=count, default=2048, help="tokens (2048)")
+    parser.add_argument("--bos", type=size, metavar="TOKEN", help="put it first in every window")
+    parser.add_argument("--limit", type=count, help="only so many windows, or questions of a task")
 
 
 def _executor_option(parser: OneLineParser) -> None:
@@ -217,29 +227,12 @@ def _json_option(parser: OneLineParser) -> None:
     parser.add_argument("--json", action="store_true")
 
 
-def _size(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number from 0 on")
-    return int(text[:12])
-
-
-def _count(text: str) -> int:
-    value = _size(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("found 0, expected a whole number from 1 on")
-    return value
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(part.strip()) for part in text.split(",")]
-
-
 def _positive(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 < value < 100:
+    if not 0 < value < MAX_NUMBER:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number above 0")
     return value
 

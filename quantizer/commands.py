@@ -25,7 +25,7 @@ from quantizer.evaluate import perplexity
 from quantizer.executors import check_executor, workers_of
 from quantizer.fisher_file import NAME as FISHER_NAME
 from quantizer.fisher_file import ensure_fisher
-from quantizer.forecast import allocate, beyond_quadratic
+from quantizer.forecast import beyond_quadratic
 from quantizer.inputs import (
     calibration_of,
     evaluation_of,
@@ -33,13 +33,14 @@ from quantizer.inputs import (
     open_model,
     options_of,
     settings_of,
+    step_times_of,
     stoppable,
     warn_in_domain,
 )
 from quantizer.matrix import Settings
 from quantizer.methods import needs
 from quantizer.pipeline import Hooks, Job, check_job, quantize, read_config
-from quantizer.plan import Sensitivity, sensitivities
+from quantizer.plan import Sensitivity, plan_for_bits, plan_for_time, sensitivities
 from quantizer.progress import Progress, duration
 from quantizer.tables import as_table, human_bytes
 
@@ -170,20 +171,25 @@ def cmd_sensitivity(args: argparse.Namespace) -> None:
 
 
 def cmd_allocate(args: argparse.Namespace) -> None:
-    """Raises: UsageError, CheckpointError, OutputError."""
+    """Raises: UsageError, CheckpointError, OutputError; SpecError for a device or stack."""
     checkpoint = open_model(args.model)
+    times = step_times_of(args)
     with _statistics(checkpoint, args, args.formats) as (token, sequence):
         rows = _sensitivities(checkpoint, token, args.formats, sequence)
-    weights = sum(row.shape[0] * row.shape[1] for row in rows)
-    choices = {row.layer: {n: (row.nbytes[n], row.losses[n]) for n in args.formats} for row in rows}
-    formats = allocate(choices, int(args.bits_per_weight * weights / 8))
-    spent = sum(choices[layer][name][0] for layer, name in formats.items())
-    loss = sum(choices[layer][name][1] for layer, name in formats.items())
-    plan = {"bits_per_weight": 8 * spent / weights, "forecast_loss": loss, "formats": formats}
+    plan = (
+        plan_for_time(rows, times, args.max_ms_per_token / 1e3)
+        if times
+        else (plan_for_bits(rows, args.bits_per_weight))
+    )
     ledger.write_durably(args.output, ledger.as_json(plan))
-    counts = {name: [*formats.values()].count(name) for name in args.formats}
-    shares = ", ".join(f"{count} x {name}" for name, count in counts.items() if count)
-    print(f"{8 * spent / weights:.4f} bits per weight, forecast loss +{loss:.4f} nats: {shares}")
+    used = [*plan.formats.values()]
+    shares = ", ".join(f"{used.count(name)} x {name}" for name in args.formats if name in used)
+    print(
+        f"{plan.bits_per_weight:.4f} bits per weight, forecast loss +{plan.forecast_loss:.4f} "
+        f"nats: {shares}"
+    )
+    if plan.ms_per_token is not None:
+        print(f"{plan.ms_per_token:.4g} ms per token on {args.gpu}, stack {args.stack}: predicted")
     print(f"next: python -m quantizer quantize {args.model} --formats {args.output} --out DIR")
 
 

@@ -20,7 +20,7 @@ QUADRATIC_LIMIT = 0.35  # dNLL; above it, forecasts are too low
 class Choice(NamedTuple):
     """One way to store a layer."""
 
-    nbytes: int
+    cost: float  # in the unit of the budget: bytes, or seconds on a device
     loss: float  # forecast dNLL
 
 
@@ -41,24 +41,25 @@ def beyond_quadratic(loss: float) -> bool:
 
 
 def allocate(
-    choices: Mapping[str, Mapping[str, tuple[int, float]]], budget_bytes: int
+    choices: Mapping[str, Mapping[str, tuple[float, float]]], budget: float
 ) -> dict[str, str]:
     """The format of each layer, of little forecast loss within the budget.
 
-    choices: per layer and format name its bytes and loss. Every layer starts at its smallest
-    format and is raised along its lower convex hull, by falling loss saved per byte; a step that
-    no longer fits is left out. Optimal for the bytes it spends, but for the last step that did not
-    fit (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of quantizers", 1988).
+    choices: per layer and format name its cost, in the unit of the budget, and loss. Every layer
+    starts at its cheapest format and is raised along its lower convex hull, by falling loss saved
+    per cost; a step that no longer fits is left out. Optimal for what it spends, but for the last
+    step that did not fit (Shoham and Gersho, "Efficient bit allocation for an arbitrary set of
+    quantizers", 1988).
 
-    Raises: UsageError if the smallest formats exceed the budget, or a layer has no format.
+    Raises: UsageError if the cheapest formats exceed the budget, or a layer has no format.
     """
     hulls = {layer: _hull(layer, formats) for layer, formats in choices.items()}
     taken = {layer: hull[0][0] for layer, hull in hulls.items()}
-    spent = sum(hull[0][1].nbytes for hull in hulls.values())
-    if spent > budget_bytes:
-        raise UsageError(f"smallest formats take {spent} bytes, budget is {budget_bytes}")
+    spent = sum(hull[0][1].cost for hull in hulls.values())
+    if spent > budget:
+        raise UsageError(f"the cheapest formats take {spent:g}, the budget is {budget:g}")
     steps = [
-        (_slope(a[1], b[1]), layer, number, b[0], b[1].nbytes - a[1].nbytes)
+        (_slope(a[1], b[1]), layer, number, b[0], b[1].cost - a[1].cost)
         for layer, hull in hulls.items()
         for number, (a, b) in enumerate(pairwise(hull))
     ]
@@ -66,7 +67,7 @@ def allocate(
     for _, layer, _, name, more in sorted(steps, key=lambda step: (-step[0], step[1], step[2])):
         if layer in stuck:
             continue
-        if spent + more > budget_bytes:
+        if spent + more > budget:
             stuck.add(layer)
             continue
         spent += more
@@ -74,8 +75,8 @@ def allocate(
     return taken
 
 
-def _hull(layer: str, formats: Mapping[str, tuple[int, float]]) -> list[tuple[str, Choice]]:
-    """Formats on the lower convex hull of (bytes, loss), by rising bytes and falling loss."""
+def _hull(layer: str, formats: Mapping[str, tuple[float, float]]) -> list[tuple[str, Choice]]:
+    """Formats on the lower convex hull of (cost, loss), by rising cost and falling loss."""
     if not formats:
         raise UsageError(f"layer {layer} has no format to choose from")
     points = sorted(
@@ -93,5 +94,5 @@ def _hull(layer: str, formats: Mapping[str, tuple[int, float]]) -> list[tuple[st
 
 
 def _slope(a: Choice, b: Choice) -> float:
-    """Loss saved per byte; a and b differ in bytes, as b is smaller in loss and sorted later."""
-    return (a.loss - b.loss) / max(1, b.nbytes - a.nbytes)
+    """Loss saved per cost; b costs more, as it is smaller in loss and sorted later."""
+    return (a.loss - b.loss) / (b.cost - a.cost)

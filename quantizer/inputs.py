@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from perfmodel.hardware import load_hardware
+from perfmodel.measured_stack import stack_for
 from quantizer.calibration import Calibration, in_domain, load_calibration, source_of
 from quantizer.checkpoint import Checkpoint, open_checkpoint
 from quantizer.choose import (
@@ -22,6 +24,7 @@ from quantizer.choose import (
     uniform_settings,
 )
 from quantizer.cli import DEFAULT_FORMATS, METHODS
+from quantizer.device_time import StepTimes, step_times
 from quantizer.errors import CheckpointError, UsageError
 from quantizer.evaluate import EvaluationText, Protocol, load_evaluation
 from quantizer.matrix import Settings
@@ -105,6 +108,22 @@ def _longest(checkpoint: Checkpoint) -> int:
     if type(longest) is not int or longest < 2:
         raise CheckpointError(f"{checkpoint.folder}: max_position_embeddings is {longest!r}")
     return longest
+
+
+def step_times_of(args: argparse.Namespace) -> StepTimes | None:
+    """Predicted times of the formats to choose from, if time is the budget.
+
+    Raises: UsageError, SpecError.
+    """
+    if args.max_ms_per_token is None:
+        return None
+    if args.gpu is None:
+        raise UsageError("--max-ms-per-token needs --gpu NAME, the device that it is predicted for")
+    for name in args.formats:
+        needs(Settings(format=name))
+    hw = load_hardware(args.gpu)
+    stack = stack_for(args.stack, hw)
+    return step_times(args.model, args.formats, hw, stack=stack, context=args.context)
 
 
 def warn_in_domain(calibration: Any, text: Path) -> None:

@@ -17,6 +17,9 @@ ALLOWED = {
     "quantizer": {
         *("quantizer", "perfmodel.formats", "perfmodel.format_names", "perfmodel.errors"),
         *("perfmodel.arguments", "perfmodel.output"),
+        # a prediction, for formats that are chosen by time
+        *("perfmodel.prediction", "perfmodel.workload", "perfmodel.models"),
+        *("perfmodel.hardware", "perfmodel.stacks", "perfmodel.measured_stack"),
         *("kernels.layouts", "kernels.linear"),
     },
     "bench": set(PACKAGES),

@@ -53,7 +53,7 @@ def test_formats_above_the_hull_are_not_taken():
 
 
 def test_a_budget_below_the_smallest_formats_is_an_error():
-    with pytest.raises(UsageError, match="smallest formats take 360 bytes, budget is 359"):
+    with pytest.raises(UsageError, match="cheapest formats take 360, the budget is 359"):
         allocate(CHOICES, 359)
     with pytest.raises(UsageError, match="layer a has no format"):
         allocate({"a": {}}, 10)

@@ -1,0 +1,119 @@
+"""Formats per layer under a budget of bytes, or of predicted time on a device."""
+
+import json
+
+import pytest
+
+from perfmodel.format_names import parse_format
+from perfmodel.formats import BitPolicy
+from perfmodel.hardware import load_hardware
+from perfmodel.models import load_model
+from perfmodel.prediction import predict
+from perfmodel.stack_files import load_stack
+from perfmodel.workload import Workload
+from quantizer.cli import main
+from quantizer.device_time import StepTimes, step_times
+from quantizer.errors import UsageError
+from quantizer.plan import Sensitivity, plan_for_bits, plan_for_time
+from tests.quantizer.models import BLOCKS, write_model
+
+FP16 = parse_format("fp16")
+# a is as large as b and twice as sensitive; b is slower in w4, on a device that decodes slowly
+ROWS = [
+    Sensitivity(
+        layer=layer,
+        shape=(10, 80),
+        fisher_mean=0,
+        fisher_share=0,
+        top_share=0,
+        losses={"w3": 2 * factor, "w4": factor},
+        nbytes={"w3": 300, "w4": 400},
+    )
+    for layer, factor in (("0.q_proj", 2.0), ("0.up_proj", 1.0))
+]
+TIMES = StepTimes(
+    others_s=0.010,
+    linear_s={"w3": {"q_proj": 0.003, "up_proj": 0.003}, "w4": {"q_proj": 0.009, "up_proj": 0.004}},
+)
+
+
+@pytest.mark.parametrize(("bits", "raised"), [(3, ""), (3.49, ""), (3.5, "q"), (4, "qu")])
+def test_bits_go_to_the_most_sensitive_layer(bits, raised):
+    plan = plan_for_bits(ROWS, bits)
+    assert "".join(n[2] for n, f in plan.formats.items() if f == "w4") == raised
+    assert plan.bits_per_weight == 3 + len(raised) / 2
+    assert plan.ms_per_token is None
+
+
+@pytest.mark.parametrize(
+    ("most_ms", "raised", "spent_ms"),
+    [(16, "", 16), (17, "u", 17), (22.9, "u", 17), (23, "qu", 23)],
+)
+def test_time_goes_where_it_saves_most_loss_per_second(most_ms, raised, spent_ms):
+    plan = plan_for_time(ROWS, TIMES, most_ms / 1e3 + 1e-9)
+    assert "".join(n[2] for n, f in plan.formats.items() if f == "w4") == raised
+    assert plan.ms_per_token == pytest.approx(spent_ms)
+
+
+def test_bits_below_the_smallest_formats_are_refused_with_what_they_take():
+    with pytest.raises(UsageError, match=r"take 3\.0000 bits per weight at least"):
+        plan_for_bits(ROWS, 2.9)
+
+
+def test_a_time_below_the_fastest_formats_is_refused_with_what_they_take():
+    with pytest.raises(UsageError, match="take 16 ms per token at least, 10 ms of it outside"):
+        plan_for_time(ROWS, TIMES, 0.015)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [("llama", "LlamaForCausalLM"), ("opt", "OPTForCausalLM")]
+)
+def test_layers_and_the_rest_add_up_to_the_prediction(tmp_path, kind, architecture):
+    folder = write_model(tmp_path, kind, architectures=[architecture], do_layer_norm_before=True)
+    hw, stack = load_hardware("a6000"), load_stack("ideal")
+    times = step_times(folder, ["squeezellm-w3", "rtn-w8"], hw, stack=stack, context=7)
+    names = ("q_proj", "k_proj", "v_proj")
+    names += ("out_proj", "fc1", "fc2") if kind == "opt" else ()
+    names += () if kind == "opt" else ("o_proj", "gate_proj", "up_proj", "down_proj")
+    for name in ("squeezellm-w3", "rtn-w8"):
+        policy = BitPolicy(linear=parse_format(name), lm_head=FP16, embedding=FP16)
+        workload = Workload(model=load_model(str(folder)), policy=policy, context=7)
+        layers_s = sum(times.layer_s(f"model.layers.0.mlp.{layer}", name) for layer in names)
+        whole_s = predict(workload, hw, stack).time_s
+        assert times.others_s + BLOCKS * layers_s == pytest.approx(whole_s, rel=1e-12)
+
+
+def test_allocate_takes_a_time_and_says_what_it_predicts(tmp_path, ids, capsys):
+    folder = write_model(tmp_path / "model", architectures=["LlamaForCausalLM"])
+    command = ["allocate", folder, "--calibration", ids, "--formats", "rtn-w2,rtn-w3,rtn-w4"]
+    command += ["--gpu", "a6000", "-o", tmp_path / "plan.json", "--max-ms-per-token"]
+    assert main([str(word) for word in (*command, 0.000001)]) == 2
+    least_ms = float(capsys.readouterr().err.partition("take ")[2].partition(" ms")[0])
+    budget_ms = 1.02 * least_ms
+    assert main([str(word) for word in (*command, budget_ms)]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert least_ms < plan["ms_per_token"] <= budget_ms
+    assert len(set(plan["formats"].values())) > 1
+    assert "ms per token on a6000, stack ideal: predicted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-ms-per-token", "4"], "--max-ms-per-token needs --gpu NAME"),
+        (["--max-ms-per-token", "4", "--gpu", "a6001"], "a6000"),
+        (["--max-ms-per-token", "4", "--gpu", "a6000", "--stack", "x"], "no stack 'x'"),
+        (["--max-ms-per-token", "4", "--bits-per-weight", "3"], "not allowed with"),
+        ([], "one of the arguments --bits-per-weight --max-ms-per-token is required"),
+    ],
+)
+def test_wrong_budgets_take_one_line(llama, ids, capsys, tmp_path, arguments, message):
+    command = ["allocate", str(llama), "--calibration", str(ids), "-o", str(tmp_path / "plan")]
+    try:
+        code = main([*command, *arguments])
+    except SystemExit as stop:
+        code = stop.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
