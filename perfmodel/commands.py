@@ -1,7 +1,6 @@
 """What each sub-command does: arguments into records, one call, the result handed on."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from perfmodel.formats import BitPolicy, WeightFormat
 from perfmodel.hardware import device_names, load_hardware, read_device
 from perfmodel.measured_stack import stack_for
 from perfmodel.models import load_model, model_names, read_model
-from perfmodel.output import Output, render, rendering_of, text_sink, whole_file
+from perfmodel.output import Output, rendering_of, save_figure, text_sink, write_output
 from perfmodel.prediction import OP_ORDER, Prediction, predict
 from perfmodel.report import op_rows, predictions_json, summary_row
 from perfmodel.stack_files import read_stack, stack_names
@@ -24,8 +23,6 @@ from perfmodel.tables import Table, write_csv
 from perfmodel.workload import Workload
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from perfmodel.sweep import Grid
 
 DEFAULT_WEIGHTS = "fp16,w8,w4,w3,w2,gptq-w4-g128,squeezellm-w4,squeezellm-w3,squeezellm-w3-s0.45"
@@ -41,9 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """
     output = args.function(args)
     if isinstance(output, Output):
-        rendering = rendering_of(args.rendering, args.output, "text")
-        with text_sink(args.output) as stream:
-            stream.write(render(output, rendering))
+        write_output(output, args.rendering, args.output)
         if output.missed:
             raise CheckFailed("; ".join(output.missed))
 
@@ -94,7 +89,7 @@ def cmd_plot_roofline(args: argparse.Namespace) -> None:
     from perfmodel import plots  # matplotlib: only where a picture is wanted
 
     predictions = _predictions(args, ROOFLINE_WEIGHTS)
-    _save(args.output, plots.SUFFIXES, lambda: plots.roofline_figure(predictions))
+    save_figure(args.output, lambda: plots.roofline_figure(predictions))
 
 
 def cmd_plot_runtime(args: argparse.Namespace) -> None:
@@ -118,14 +113,14 @@ def cmd_plot_runtime(args: argparse.Namespace) -> None:
             for policy in _policies(args, RUNTIME_BITS)
         ]
         by_length[length] = [predict(workload, hw, stack) for workload in workloads]
-    _save(args.output, plots.SUFFIXES, lambda: plots.runtime_figure(by_length))
+    save_figure(args.output, lambda: plots.runtime_figure(by_length))
 
 
 def cmd_plot_sweep(args: argparse.Namespace) -> None:
     from perfmodel import plots, sweep
 
     rows = list(sweep.sweep(_grid(args)))
-    _save(args.output, plots.SUFFIXES, lambda: plots.sweep_figure(rows))
+    save_figure(args.output, lambda: plots.sweep_figure(rows))
 
 
 def cmd_list(args: argparse.Namespace) -> Output:
@@ -289,13 +284,3 @@ def _split(text: str, option: str) -> list[str]:
 
 def _all(option: str, text: str, known: Callable[[], Sequence[str]]) -> Sequence[str]:
     return known() if text == "all" else _split(text, f"--{option}")
-
-
-def _save(path: Path, suffixes: Sequence[str], draw: "Callable[[], Figure]") -> None:
-    """Raises: UsageError for a suffix that is no picture; OutputError."""
-    if path.suffix.lower() not in suffixes:
-        raise UsageError(f"-o {path}: expected a name ending in {', '.join(suffixes)}")
-    figure = draw()
-    with whole_file(path) as temporary:
-        figure.savefig(temporary)
-    sys.stdout.write(f"wrote {path}\n")

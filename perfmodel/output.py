@@ -5,13 +5,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from perfmodel.errors import OutputError, UsageError
 from perfmodel.tables import Table, as_csv, as_markdown, as_text
 
+if TYPE_CHECKING:  # matplotlib takes a second to import
+    from matplotlib.figure import Figure
+
+PICTURES = (".png", ".svg", ".pdf")
 Rendering = Literal["text", "json", "csv", "markdown", "parquet"]
 
 _BY_SUFFIX: dict[str, Rendering] = {
@@ -52,6 +56,29 @@ def render(output: Output, rendering: Rendering) -> str:
     if rendering == "parquet":
         raise UsageError("only sweep writes Parquet; use .json, .csv or .md")
     return as_text(output.tables())
+
+
+def write_output(output: Output, flag: Rendering | None, path: Path | None) -> None:
+    """A command's output as its flags say: text unless `flag` or the suffix of `path` differ.
+
+    Raises: UsageError, OutputError.
+    """
+    rendering = rendering_of(flag, path, "text")
+    with text_sink(path) as stream:
+        stream.write(render(output, rendering))
+
+
+def save_figure(path: Path, draw: "Callable[[], Figure]") -> None:
+    """Draw and write a figure, as its suffix says.
+
+    Raises: UsageError for a suffix that is no picture; OutputError.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise UsageError(f"-o {path}: expected a name ending in {', '.join(PICTURES)}")
+    figure = draw()
+    with whole_file(path) as temporary:
+        figure.savefig(temporary)
+    sys.stdout.write(f"wrote {path}\n")
 
 
 def as_json(document: Any) -> str:

@@ -14,7 +14,6 @@ if TYPE_CHECKING:  # matplotlib takes a second to import: only where a picture i
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SUFFIXES = (".png", ".svg", ".pdf")
 COLOURS = ("#4c566a", "#2f6db3", "#1b998b", "#e08e0b", "#c8553d", "#8e5aa8", "#7a8b2f", "#b5527c")
 MARKERS = {"gemm": "o", "attention": "^", "vector": "s", "gather": "D", "collective": "P"}
 SAME_PLACE = 0.04  # points closer than this many decades share one label
