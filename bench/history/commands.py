@@ -1,0 +1,132 @@
+"""What `history` and `promote` do: arguments into records, one call, the result handed on."""
+
+import argparse
+import subprocess
+import sys
+
+from bench.history.detect import Rules
+from bench.history.gates import Finding, check, past_of
+from bench.history.sources import runs_of
+from bench.history.store import History, Run
+from bench.history.views import runs_output, verdict_output
+from perfmodel.errors import UsageError
+from perfmodel.output import save_figure, write_output
+
+FAILED_EXIT = 1
+TESTS_FAILED = 1  # pytest's exit code when it ran to its end
+
+
+def cmd_list(args: argparse.Namespace) -> int:
+    """All runs, oldest first."""
+    history = History(args.history)
+    devices = [args.device] if args.device else history.devices()
+    runs = [run for device in devices for run in history.runs(device)]
+    if not runs:
+        raise UsageError(f"no runs in {args.history}; pytest bench --history {args.history}")
+    baselines = [b for b in map(history.baseline, devices) if b is not None]
+    write_output(runs_output(runs, baselines), args.rendering, args.output)
+    return 0
+
+
+def cmd_add(args: argparse.Namespace) -> int:
+    """Results of other commands become runs; adding them twice changes nothing."""
+    history = History(args.history)
+    confirms = history.find(args.confirms).id if args.confirms else None
+    for path in args.paths:
+        for run in runs_of(path, confirms):
+            file, is_new = history.add(run)
+            found = f"{len(run.measurements)} measurements: {file}"
+            sys.stdout.write(f"run {run.id}, {'' if is_new else 'known already, '}{found}\n")
+    return 0
+
+
+def cmd_check(args: argparse.Namespace) -> int:
+    """Exit code 1 if the run is slower than its past, or lacks or refused a benchmark."""
+    history = History(args.history)
+    run = history.find(args.run) if args.run else _latest(history, args.device)
+    findings = _findings(history, run, allow_missing=args.allow_missing)
+    suspects = {finding.key for finding in findings if finding.kind == "suspect"}
+    if suspects and args.confirm:
+        _measure_again(history, run, suspects)
+        findings = _findings(history, run, allow_missing=args.allow_missing)
+    output = verdict_output(run, _promoted(history, run.environment.device), findings)
+    write_output(output, args.rendering, args.output)
+    return FAILED_EXIT if any(finding.fails for finding in findings) else 0
+
+
+def cmd_plot(args: argparse.Namespace) -> int:
+    from bench.history import plot  # matplotlib: only where a picture is wanted
+
+    history = History(args.history)
+    device = args.device or _only_device(history)
+    runs = [run for run in history.runs(device) if run.confirms is None]
+    baseline = history.baseline(device)
+    promoted = baseline.runs if baseline else ()
+    save_figure(args.output, lambda: plot.history_figure(runs, promoted, args.match))
+    return 0
+
+
+def cmd_promote(args: argparse.Namespace) -> int:
+    """A run that fails its check is promoted only with a reason, which is kept."""
+    history = History(args.history)
+    runs = [history.find(name) for name in args.runs]
+    failing = [
+        (run, finding)
+        for run in runs
+        for finding in _findings(history, run, allow_missing=False)
+        if finding.fails and finding.kind != "no baseline"
+    ]
+    if failing and not args.accept:
+        for run, finding in failing:
+            sys.stderr.write(f"{run.id}: {finding.kind}: {finding.key}: {finding.text}\n")
+        problem = f"{len(failing)} reasons against it, see above"
+        raise UsageError(f'{problem}; --accept "REASON" promotes it all the same')
+    path = history.promote(runs, args.accept)
+    sys.stdout.write(f"baseline of {runs[0].environment.device}: {path}\n")
+    return 0
+
+
+def _findings(history: History, run: Run, *, allow_missing: bool) -> list[Finding]:
+    device = run.environment.device
+    baseline = history.baseline(device)
+    past = past_of(run, history.runs(device), baseline.runs if baseline else ())
+    return check(run, past, Rules(), allow_missing=allow_missing)
+
+
+def _promoted(history: History, device: str) -> list[Run]:
+    baseline = history.baseline(device)
+    return [history.find(name) for name in baseline.runs] if baseline else []
+
+
+def _only_device(history: History) -> str:
+    devices = history.devices()
+    if len(devices) == 1:
+        return devices[0]
+    if not devices:
+        raise UsageError(f"no runs in {history.root}; pytest bench --history {history.root}")
+    raise UsageError(f"runs of several devices; --device {' or '.join(devices)}")
+
+
+def _latest(history: History, device: str | None) -> Run:
+    runs = [run for run in history.runs(device or _only_device(history)) if run.confirms is None]
+    if not runs:
+        raise UsageError(f"no runs of {device} in {history.root}")
+    return runs[-1]
+
+
+def _measure_again(history: History, run: Run, keys: set[str]) -> None:
+    """Run the tests that made these measurements, each time in a fresh process.
+
+    Raises: UsageError for measurements that no test made, or a process that could not measure.
+    """
+    by_key = run.by_key
+    tests = {by_key[key].facts.get("test") for key in keys}
+    if None in tests:
+        problem = "--confirm can repeat what `pytest bench` measured; repeat the rest yourself"
+        raise UsageError(f"{problem}, and: history add RESULTS --confirms {run.id}")
+    command = [sys.executable, "-m", "pytest", "-q", *sorted(map(str, tests))]
+    command += ["--history", str(history.root), "--confirms", run.id]
+    for _ in range(Rules().fresh):
+        done = subprocess.run(command, stdout=sys.stderr, check=False)
+        if done.returncode not in (0, TESTS_FAILED):
+            raise UsageError(f"a fresh process failed (exit code {done.returncode}), see above")
