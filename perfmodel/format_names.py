@@ -8,7 +8,7 @@ awq-w4-g128
 kmeans-w4, squeezellm-w3[-s0.45] codebook per row; -s is the sparse share in percent
     [-int8|-u7|-sym]             codebook entries: int8 or 7 bit with a scale, or sign-symmetric
     [-balanced|-hybrid]          start rows, or the ten densest rows apart
-spqr-w3-g16[-s1]                 3-bit statistics per group, FP16 statistics per block
+spqr-w3-g16[-s1][-act]           3-bit statistics per group, FP16 statistics per block
 gptvq-2d-w2[-g2048]              vector codebook of int8 entries per group of weights
 NAME@paper                       bits as the papers count them
 squeezellm-...@released          bits as SqueezeLLM's released code stores them
@@ -224,8 +224,14 @@ def _spqr(words: _Words) -> WeightFormat:
         code_bits=words.bits or Fraction(0),
         k_multiple=K_MULTIPLE,
         scales=Scales(
-            bits_per_group=statistics_bits, group=words.group, block_rows=16, bits_per_block=64
+            bits_per_group=statistics_bits,
+            group=words.group,
+            row_multiple=4,
+            k_multiple=K_MULTIPLE,
+            block_rows=16,
+            bits_per_block=64,
         ),
+        order_bits=32 if words.act else 0,
         sparse=None if words.sparsity is None else _csr(words),
     )
 
@@ -233,8 +239,8 @@ def _spqr(words: _Words) -> WeightFormat:
 def _gptvq(words: _Words) -> WeightFormat:
     """GPTVQ, arXiv 2402.15319: int8 codebooks of 2^(bits dim) vectors, one FP16 scale each.
 
-    A codebook serves `group` weights in at most 256 columns; by default as many as make the
-    codebook cost 0.125 bits per weight, the papers' main setting.
+    A codebook serves `group` weights: rows of 256 columns, or of 128 where 256 do not divide it;
+    by default as many as make the codebook cost 0.125 bits per weight, the paper's main setting.
     """
     dim, bits = words.dim or 1, words.bits or Fraction(0)
     index_bits = bits * dim
@@ -244,7 +250,9 @@ def _gptvq(words: _Words) -> WeightFormat:
         )
     entries = 2 ** int(index_bits)
     group = words.group or entries * dim * 64
-    columns = min(256, group)
+    if group % K_MULTIPLE:
+        raise UsageError(f"gptvq: found groups of {group}, expected a multiple of {K_MULTIPLE}")
+    columns = K_MULTIPLE * (1 if group % (2 * K_MULTIPLE) else 2)
     return WeightFormat(
         name=words.method,
         code_bits=bits,
@@ -254,7 +262,7 @@ def _gptvq(words: _Words) -> WeightFormat:
             entry_bits=8,
             dim=dim,
             scale_bits=16,
-            rows=max(1, group // columns),
+            rows=group // columns,
             columns=columns,
         ),
     )
@@ -288,7 +296,7 @@ def _as_papers_count(stored: WeightFormat, *, index_bits: int) -> WeightFormat:
         stored,
         k_multiple=1,
         codebook=replace(codebook, scale_bits=0) if codebook else None,
-        scales=scales if scales and scales.group else None,
+        scales=replace(scales, row_multiple=1, k_multiple=1) if scales and scales.group else None,
         sparse=apart,
         order_bits=0,
     )
@@ -333,6 +341,6 @@ _METHODS: dict[str, tuple[_Builder, set[str], set[str], tuple[Fraction, ...]]] =
     "awq": (_uniform, {"bits", "group"}, {"bits", "group"}, _WHOLE),
     "kmeans": (_lookup, {"bits", "sparsity", "entry", "layout"}, {"bits"}, _LOOKUP),
     "squeezellm": (_lookup, {"bits", "sparsity", "entry", "layout"}, {"bits"}, _LOOKUP),
-    "spqr": (_spqr, {"bits", "group", "sparsity", "layout"}, {"bits", "group"}, _SPQR),
+    "spqr": (_spqr, {"bits", "group", "sparsity", "act"}, {"bits", "group"}, _SPQR),
     "gptvq": (_gptvq, {"bits", "group", "dim"}, {"bits", "dim"}, _GPTVQ),
 }

@@ -54,13 +54,17 @@ class Scales(msgspec.Struct, frozen=True, kw_only=True):
 
     bits_per_group: int
     group: int | None = None  # None: one per row
+    row_multiple: int = 1  # rows are padded to it, columns to `k_multiple`
+    k_multiple: int = 1
     block_rows: int = 1
     bits_per_block: int = 0  # second level: per block_rows x group weights
 
     def bits(self, n: int, k: int) -> int:
-        groups = 1 if self.group is None else ceil_div(k, self.group)
+        padded_k = ceil_div(k, self.k_multiple) * self.k_multiple
+        groups = 1 if self.group is None else ceil_div(padded_k, self.group)
+        rows = ceil_div(n, self.row_multiple) * self.row_multiple
         blocks = ceil_div(n, self.block_rows) * groups
-        return n * groups * self.bits_per_group + blocks * self.bits_per_block
+        return rows * groups * self.bits_per_group + blocks * self.bits_per_block
 
 
 class Sparse(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,10 +9,9 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from kernels.layouts import CsrWeight, LutWeight, UniformWeight
-from kernels.layouts.codebook import dequantize_lut
-from kernels.layouts.sparse import dequantize_csr
-from kernels.layouts.uniform import dequantize_uniform
+from kernels.layouts import CsrWeight, Weight, dequantized
+from kernels.layouts.bilevel import GROUP as BILEVEL_GROUP
+from kernels.layouts.vector import FORMS as VECTOR_FORMS
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
 from perfmodel.formats import WeightFormat
@@ -21,6 +20,8 @@ BITS = (2, 3, 4, 8)  # what the kernels can read
 WEIGHTINGS = ("fisher", "activation", "none")
 SELECTIONS = ("paper", "gain", "sensitive", "outliers")
 ACT_ORDER_FORMS = ("fold", "gather")
+VECTOR_METRICS = ("paper", "released", "joint")
+TABLE_SEEDS = ("mahalanobis", "kmeans++", "exact")
 LARGEST = torch.finfo(torch.float16).max  # tables, scales and sparse values are FP16
 
 
@@ -47,6 +48,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     static_groups: bool = True  # fix the grids of all groups on the weight as it was
     act_order_form: str = "fold"  # how dynamic groups under act-order are stored
     clip: bool = True  # AWQ: search the clipping range
+    # GPTVQ.
+    vector_metric: str = "paper"
+    seeds: str | None = None  # of a codebook; None: exact for 1-D, mahalanobis else
+    em_rounds: int = 100
+    update_codebook: bool = True
 
     def __post_init__(self) -> None:
         """Raises: SettingsError, or UsageError for the name."""
@@ -56,16 +62,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "selection": SELECTIONS,
             "clustering": ("exact", "fast"),
             "act_order_form": ACT_ORDER_FORMS,
+            "vector_metric": VECTOR_METRICS,
+            "seeds": (*TABLE_SEEDS, None),
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
                 have = ", ".join(str(choice) for choice in allowed)
                 raise SettingsError(f"{name} is {value!r}, expected one of {have}")
-        if "@" in self.format or known.code_bits not in BITS:
-            found = f"{float(known.code_bits):g} bits"
-            have = ", ".join(map(str, BITS))
-            raise SettingsError(f"format {self.format!r} has {found}; kernels read {have} bits")
+        _check_readable(known)
+        if self.seeds == "exact" and self.dim > 1:
+            raise SettingsError(f"seeds is 'exact', expected another for {self.dim}-D codebooks")
 
     @property
     def method(self) -> str:
@@ -78,6 +85,27 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def bits(self) -> int:
         return int(self.weight_format.code_bits)
+
+    @property
+    def dim(self) -> int:
+        """Columns per code."""
+        codebook = self.weight_format.codebook
+        return codebook.dim if codebook else 1
+
+    @property
+    def table_entries(self) -> int:
+        """Vectors of a codebook."""
+        return int(2 ** (self.weight_format.code_bits * self.dim))
+
+    @property
+    def table_group(self) -> int:
+        """Weights that share a vector codebook."""
+        codebook = self.weight_format.codebook
+        return (codebook.rows * (codebook.columns or 0)) if codebook else 0
+
+    @property
+    def table_seeds(self) -> str:
+        return self.seeds or ("exact" if self.dim == 1 else "mahalanobis")
 
     @property
     def group(self) -> int | None:
@@ -118,7 +146,7 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
 class QuantizedMatrix(msgspec.Struct, frozen=True, kw_only=True):
     """An (N, K) weight as the kernels read it."""
 
-    weight: LutWeight | UniformWeight
+    weight: Weight
     sparse: CsrWeight | None = None
     notes: dict[str, float | int | str] = {}  # facts for the report: damping, cost, nnz
 
@@ -133,10 +161,7 @@ class QuantizedMatrix(msgspec.Struct, frozen=True, kw_only=True):
 
     def dequantize(self) -> Tensor:
         """(N, K) float32, sparse part included."""
-        if isinstance(self.weight, UniformWeight):
-            return dequantize_uniform(self.weight)
-        dense = dequantize_lut(self.weight)
-        return dense if self.sparse is None else dense + dequantize_csr(self.sparse)
+        return dequantized(self.weight, self.sparse)
 
     def weight_format(self, settings: Settings) -> WeightFormat:
         """The format that this matrix really has: with its own number of nonzeros."""
@@ -151,6 +176,23 @@ class QuantizedMatrix(msgspec.Struct, frozen=True, kw_only=True):
             "dense_rows": 0 if apart is None else apart.rows.numel(),
         }
         return replace(nominal, sparse=replace(nominal.sparse, **changes))
+
+
+def _check_readable(known: WeightFormat) -> None:
+    """Raises: SettingsError for a format that has no packed layout."""
+    bits, codebook = known.code_bits, known.codebook
+    if known.name.startswith("gptvq"):
+        form = (codebook.dim, bits * codebook.dim) if codebook else (0, 0)
+        have = ", ".join(f"{dim}d-w{bits / dim:g}" for dim, bits in VECTOR_FORMS)
+        readable = form in VECTOR_FORMS
+    else:
+        have = f"{', '.join(map(str, BITS))} bits"
+        readable = bits in BITS
+    if "@" in known.name or not readable:
+        raise SettingsError(f"format {known.name!r} has {float(bits):g} bits; kernels read {have}")
+    group = known.scales.group if known.scales else None
+    if known.name.startswith("spqr") and group != BILEVEL_GROUP:
+        raise SettingsError(f"format {known.name!r}: kernels read groups of {BILEVEL_GROUP}")
 
 
 def check_matrix(weight: Tensor) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from quantizer.awq import quantize_awq
 from quantizer.gptq import quantize_gptq
+from quantizer.gptvq import quantize_gptvq
 from quantizer.matrix import (
     QuantizedMatrix,
     Settings,
@@ -48,6 +49,7 @@ METHODS = {
     "squeezellm": Method(quantize=quantize_codebook, needs=_sensitivity),
     "gptq": Method(quantize=quantize_gptq, needs=_hessian),
     "awq": Method(quantize=quantize_awq, needs=_inputs),
+    "gptvq": Method(quantize=quantize_gptvq, needs=_hessian),
 }
 
 

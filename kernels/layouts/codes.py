@@ -1,4 +1,4 @@
-"""Codes of 2, 3, 4 or 8 bits in 32-bit words, interleaved in tiles along K.
+"""Codes of 2 to 8 bits in 32-bit words, interleaved in tiles along K.
 
 A *group* is the smallest unit that a thread decodes: one word of 32 / bits codes, or at 3 bits
 three words of 32 codes (24 in nibbles; the other eight as bit planes in the nibbles' spare bits).
@@ -10,9 +10,13 @@ threads read neighbouring words, and neighbouring pairs of activations in their 
 Where a slot's bits stand in its group depends on who decodes it (`order`):
 `selector` feeds byte-permute selectors, `signed` too but with the sign bit of a sign-symmetric
 codebook apart, `field` feeds bit-field extraction of uniform codes.
+
+With `dim` > 1 a code stands for that many neighbouring columns (vector quantization): slot s of
+group i is vector sT + i of the tile. Such indices may also have 5 or 6 bits: nibbles, and what is
+left of them in a word plane of their own (32 codes in five words, 16 codes in three).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -21,6 +25,7 @@ from torch import Tensor
 from kernels.checks import check_choice, check_range, check_tensor, fail
 
 BITS = (2, 3, 4, 8)
+INDEX_BITS = (2, 3, 4, 5, 6, 8)
 ORDERS = ("selector", "signed", "field")
 K_ALIGN = 128  # codes; every word plane of a tile is then a multiple of 16 bytes
 # One warp reads a tile: 128 groups, or 64 at 3 bits (three words each).
@@ -39,6 +44,7 @@ class PackedCodes:
     columns: int  # K, before padding
     tile_codes: int
     order: str
+    dim: int = 1  # columns per code
 
     @property
     def rows(self) -> int:
@@ -49,28 +55,38 @@ class PackedCodes:
         return padded(self.columns)
 
     @property
+    def padded_codes(self) -> int:
+        """Codes of a row, with those of the padding."""
+        return self.padded_columns // self.dim
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row."""
+        return self.padded_codes // codes_per_group(self.bits)
+
+    @property
     def tile_groups(self) -> int:
         return self.tile_codes // codes_per_group(self.bits)
 
     @property
     def full_tiles(self) -> int:
-        return self.padded_columns // self.tile_codes
+        return self.padded_codes // self.tile_codes
 
     @property
     def tail_groups(self) -> int:
         """Groups of the last, smaller tile; 0 when the tiles divide the row."""
-        return self.padded_columns % self.tile_codes // codes_per_group(self.bits)
+        return self.padded_codes % self.tile_codes // codes_per_group(self.bits)
 
     def nbytes_by_item(self) -> dict[str, int]:
         return {"codes": self.words.nbytes}
 
 
 def codes_per_group(bits: int) -> int:
-    return 32 if bits == 3 else 32 // bits
+    return {3: 32, 5: 32, 6: 16}.get(bits) or 32 // bits
 
 
 def words_per_group(bits: int) -> int:
-    return 3 if bits == 3 else 1
+    return {3: 3, 5: 5, 6: 3}.get(bits, 1)
 
 
 def padded(columns: int) -> int:
@@ -80,11 +96,18 @@ def padded(columns: int) -> int:
 @cache
 def slot_fields(bits: int, order: str) -> tuple[tuple[Field, ...], ...]:
     """Per slot of a group, where the bits of its code stand."""
-    check_choice("bits", bits, BITS)
+    check_choice("bits", bits, INDEX_BITS)
     check_choice("order", order, ORDERS if bits == 4 else ("selector", "field"))
     if order == "signed":  # first quad: sign in bit 7 of each byte; second quad: bit 3
         signs = (7, 15, 23, 31, 3, 11, 19, 27)
         return tuple(((0, 0, 3, 4 * i), (0, 3, 1, signs[i])) for i in range(8))
+    if bits in (5, 6):  # nibbles in the first words, the rest in the last
+        rest = bits - 4
+        last = words_per_group(bits) - 1
+        return tuple(
+            ((slot // 8, 0, 4, 4 * (slot % 8)), (last, 4, rest, rest * slot))
+            for slot in range(codes_per_group(bits))
+        )
     starts = _slot_starts(bits, order)
     if bits != 3:
         return tuple(((0, 0, bits, start),) for start in starts)
@@ -133,42 +156,49 @@ def quad_slots(bits: int, order: str) -> tuple[tuple[int, int, int, int], ...]:
 
 
 def pack_codes(
-    codes: Tensor, bits: int, *, tile_codes: int | None = None, order: str = "selector"
+    codes: Tensor,
+    bits: int,
+    *,
+    tile_codes: int | None = None,
+    order: str = "selector",
+    dim: int = 1,
+    columns: int | None = None,
 ) -> PackedCodes:
-    """Pack (N, K) integer codes, each below 2**bits.
+    """Pack (N, K / dim) integer codes, each below 2**bits.
+
+    columns: K, where it is no multiple of `dim`: the last code's spare columns do not count.
 
     Raises: LayoutError on a wrong shape, dtype, range, tile or order.
     """
-    check_choice("bits", bits, BITS)
+    check_choice("bits", bits, BITS if dim == 1 else INDEX_BITS)
     check_codes(codes)
     check_range("codes", codes, 0, 2**bits)
     tile_codes = DEFAULT_TILE_CODES[bits] if tile_codes is None else tile_codes
     _check_tile(bits, tile_codes)
-    fields = slot_fields(bits, order)
-    columns = codes.shape[1]
-    wide = torch.nn.functional.pad(codes.to(torch.int32), (0, padded(columns) - columns))
-    parts = [_pack_tiles(part, bits, tile, fields) for part, tile in _tiles(wide, tile_codes)]
-    return PackedCodes(
-        words=torch.cat(parts, dim=1),
-        bits=bits,
-        columns=columns,
-        tile_codes=tile_codes,
-        order=order,
+    columns = codes.shape[1] * dim if columns is None else columns
+    if -(-columns // dim) != codes.shape[1]:
+        raise fail("columns", columns, f"those of {codes.shape[1]} codes of {dim} columns")
+    missing = padded(columns) // dim - codes.shape[1]
+    wide = torch.nn.functional.pad(codes.to(torch.int32), (0, missing))
+    packed = PackedCodes(
+        words=wide, bits=bits, columns=columns, tile_codes=tile_codes, order=order, dim=dim
     )
+    parts = [_pack_tiles(part, tile, packed) for part, tile in _tiles(wide, tile_codes)]
+    return replace(packed, words=torch.cat(parts, dim=1))
 
 
 def unpack_codes(packed: PackedCodes) -> Tensor:
-    """The (N, K) uint8 codes of a packed matrix: plain PyTorch, any device."""
+    """The (N, K / dim) uint8 codes of a packed matrix: plain PyTorch, any device."""
     check_tensor("words", packed.words, dtype=torch.int32, shape=(None, row_words(packed)))
-    fields = slot_fields(packed.bits, packed.order)
     full = packed.full_tiles * packed.tile_codes * packed.bits // 32
     tail_codes = packed.tail_groups * codes_per_group(packed.bits)
     parts = []
     if full:
-        parts.append(_unpack_tiles(packed.words[:, :full], packed.bits, packed.tile_codes, fields))
+        parts.append(_unpack_tiles(packed.words[:, :full], packed.tile_codes, packed))
     if tail_codes:
-        parts.append(_unpack_tiles(packed.words[:, full:], packed.bits, tail_codes, fields))
-    return torch.cat(parts, dim=1)[:, : packed.columns].contiguous()
+        parts.append(_unpack_tiles(packed.words[:, full:], tail_codes, packed))
+    codes = -(-packed.columns // packed.dim)
+    return torch.cat(parts, dim=1)[:, :codes].contiguous()
 
 
 def check_codes(codes: Tensor) -> None:
@@ -180,12 +210,12 @@ def check_codes(codes: Tensor) -> None:
 
 
 def row_words(packed: PackedCodes) -> int:
-    return packed.padded_columns * packed.bits // 32
+    return packed.padded_codes * packed.bits // 32
 
 
 def _check_tile(bits: int, tile_codes: int) -> None:
-    """Powers of two, from two groups (3 bits) or four up to 256 groups."""
-    least = (2 if bits == 3 else 4) * codes_per_group(bits)
+    """Powers of two, from two groups (of 32 codes) or four up to 256 groups."""
+    least = (2 if codes_per_group(bits) == 32 else 4) * codes_per_group(bits)
     check_choice("tile_codes", tile_codes, [least << k for k in range(7)])
 
 
@@ -196,31 +226,32 @@ def _tiles(wide: Tensor, tile_codes: int) -> list[tuple[Tensor, int]]:
     return [(part, tile) for part, tile in parts if part.shape[1]]
 
 
-def _pack_tiles(
-    codes: Tensor, bits: int, tile: int, fields: tuple[tuple[Field, ...], ...]
-) -> Tensor:
-    rows, slots = codes.shape[0], codes_per_group(bits)
-    groups, tiles = tile // slots, codes.shape[1] // tile
-    # (N, tile, pair, group, 2): a slot is a pair and a position in it
-    cells = codes.reshape(rows, tiles, slots // 2, groups, 2)
+def _pack_tiles(codes: Tensor, tile: int, packed: PackedCodes) -> Tensor:
+    bits, rows, slots = packed.bits, codes.shape[0], codes_per_group(packed.bits)
+    groups, tiles, side = tile // slots, codes.shape[1] // tile, _side(packed)
+    # (N, tile, pair, group, 2): a slot is a pair and a position in it; a vector is a pair alone
+    cells = codes.reshape(rows, tiles, slots // side, groups, side)
     words = codes.new_zeros((rows, tiles, words_per_group(bits), groups))
-    for slot, parts in enumerate(fields):
-        code = cells[:, :, slot // 2, :, slot % 2]
+    for slot, parts in enumerate(slot_fields(bits, packed.order)):
+        code = cells[:, :, slot // side, :, slot % side]
         for word, low, width, start in parts:
             words[:, :, word] |= (code >> low & (1 << width) - 1) << start
     return words.reshape(rows, -1)
 
 
-def _unpack_tiles(
-    words: Tensor, bits: int, tile: int, fields: tuple[tuple[Field, ...], ...]
-) -> Tensor:
-    rows, slots = words.shape[0], codes_per_group(bits)
-    groups = tile // slots
+def _unpack_tiles(words: Tensor, tile: int, packed: PackedCodes) -> Tensor:
+    bits, rows, slots = packed.bits, words.shape[0], codes_per_group(packed.bits)
+    groups, side = tile // slots, _side(packed)
     planes = words.reshape(rows, -1, words_per_group(bits), groups)
-    shape = (rows, planes.shape[1], slots // 2, groups, 2)
+    shape = (rows, planes.shape[1], slots // side, groups, side)
     cells = torch.zeros(shape, dtype=torch.int32, device=words.device)
-    for slot, parts in enumerate(fields):
+    for slot, parts in enumerate(slot_fields(bits, packed.order)):
         for word, low, width, start in parts:
             bits_here = planes[:, :, word] >> start & (1 << width) - 1
-            cells[:, :, slot // 2, :, slot % 2] |= bits_here << low
+            cells[:, :, slot // side, :, slot % side] |= bits_here << low
     return cells.reshape(rows, -1).to(torch.uint8)
+
+
+def _side(packed: PackedCodes) -> int:
+    """Neighbouring slots that are neighbouring columns of one pair of activations."""
+    return 2 if packed.dim == 1 else 1

@@ -1,0 +1,135 @@
+"""Vector codebooks (GPTVQ, arXiv 2402.15319): an index per `dim` neighbouring columns of a row.
+
+A table of 2**bits vectors serves a block of rows x columns of the weight. Entries are int8, times
+one FP16 scale per table; they are stored as the byte entry + 128. Tables that fit registers (one
+byte per entry, or 16 pairs) lie in planes, all first components and then all second ones, for a
+byte permute; the others vector by vector, so that one load fetches a vector.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.checks import LayoutError, check_choice, check_range, check_tensor, fail
+from kernels.layouts.codes import K_ALIGN, PackedCodes, pack_codes, row_words, unpack_codes
+
+FORMS = ((1, 2), (1, 3), (1, 4), (2, 4), (2, 5), (2, 6), (2, 8), (4, 8))  # (dim, index bits)
+IN_REGISTERS = ((1, 2), (1, 3), (1, 4), (2, 4))
+WIDEST_TABLE = 2 * K_ALIGN  # columns; GPTVQ, section 3.2: at most 256
+ENTRY_MAX = 127
+BIAS = 128  # of a stored byte
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorWeight:
+    """An (N, K) weight as indices into tables of vectors."""
+
+    codes: PackedCodes
+    table: Tensor  # (row blocks, column blocks, 2**bits * dim / 4) int32
+    scale: Tensor  # (row blocks, column blocks) float16
+    group: int  # weights per table
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.rows, self.codes.columns
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.words.device
+
+    @property
+    def form(self) -> tuple[int, int]:
+        return self.codes.dim, self.codes.bits
+
+    def nbytes_by_item(self) -> dict[str, int]:
+        tables = {"codebook": self.table.nbytes, "scales": self.scale.nbytes}
+        return {**self.codes.nbytes_by_item(), **tables}
+
+
+def table_block(group: int) -> tuple[int, int]:
+    """Rows and columns that a table of `group` weights serves: 256 columns if they divide it.
+
+    Raises: LayoutError.
+    """
+    if group < K_ALIGN or group % K_ALIGN:
+        raise fail("group", group, f"a multiple of {K_ALIGN}")
+    columns = WIDEST_TABLE if group % WIDEST_TABLE == 0 else K_ALIGN
+    return group // columns, columns
+
+
+def table_grid(rows: int, columns: int, group: int) -> tuple[int, int]:
+    """Row blocks and column blocks of an (N, K) weight."""
+    block_rows, block_columns = table_block(group)
+    return -(-rows // block_rows), -(-columns // block_columns)
+
+
+def pack_vector(
+    codes: Tensor, entries: Tensor, scale: Tensor, *, group: int, columns: int | None = None
+) -> VectorWeight:
+    """Pack (N, K / dim) indices and the tables of their blocks.
+
+    entries: (row blocks, column blocks, 2**bits, dim) int8, -127..127; scale: (row blocks, column
+    blocks) float16. columns: K, where it is no multiple of dim.
+
+    Raises: LayoutError.
+    """
+    check_tensor("entries", entries, dtype=torch.int8, shape=(None,) * 4, device=codes.device)
+    count, dim = entries.shape[2:]
+    bits = count.bit_length() - 1
+    check_choice("dim and index bits", (dim, bits), FORMS)
+    check_range("entries", entries, -ENTRY_MAX, ENTRY_MAX + 1)
+    order = "selector" if (dim, bits) in IN_REGISTERS else "field"
+    packed = pack_codes(
+        codes, bits, tile_codes=K_ALIGN // dim, order=order, dim=dim, columns=columns
+    )
+    stored = (entries.to(torch.int16) + BIAS).to(torch.uint8)
+    if (dim, bits) in IN_REGISTERS:
+        stored = stored.transpose(2, 3)
+    table = stored.contiguous().flatten(2).view(torch.int32)
+    weight = VectorWeight(codes=packed, table=table, scale=scale, group=group)
+    check_vector(weight)
+    return weight
+
+
+def table_vectors(weight: VectorWeight) -> Tensor:
+    """(row blocks, column blocks, 2**bits, dim) FP32: the value of every index."""
+    dim, bits = weight.form
+    stored = weight.table.view(torch.uint8)
+    if weight.form in IN_REGISTERS:
+        stored = stored.unflatten(2, (dim, 2**bits)).transpose(2, 3)
+    else:
+        stored = stored.unflatten(2, (2**bits, dim))
+    return (stored.float() - BIAS) * weight.scale.float()[:, :, None, None]
+
+
+def dequantize_vector(weight: VectorWeight) -> Tensor:
+    """The (N, K) FP32 weight: plain PyTorch, any device."""
+    dim, bits = weight.form
+    rows, columns = weight.shape
+    block_rows, block_columns = table_block(weight.group)
+    codes = unpack_codes(weight.codes).long()  # (N, K / dim)
+    row_block = torch.arange(rows, device=codes.device)[:, None] // block_rows
+    column_block = torch.arange(codes.shape[1], device=codes.device) * dim // block_columns
+    table = row_block * weight.table.shape[1] + column_block
+    vectors = table_vectors(weight).reshape(-1, dim)[table * 2**bits + codes]
+    return vectors.flatten(1)[:, :columns]
+
+
+def check_vector(weight: VectorWeight) -> None:
+    """Check a record built by hand or loaded; shapes and dtypes, not the codes' values.
+
+    Raises: LayoutError.
+    """
+    codes = weight.codes
+    dim, bits = weight.form
+    check_choice("dim and index bits", weight.form, FORMS)
+    check_tensor("words", codes.words, dtype=torch.int32, shape=(None, row_words(codes)))
+    if codes.tile_codes * dim != K_ALIGN:
+        raise fail("tile_codes", codes.tile_codes, K_ALIGN // dim)
+    blocks = table_grid(*weight.shape, weight.group)
+    shape, device = (*blocks, 2**bits * dim // 4), weight.device
+    check_tensor("table", weight.table, dtype=torch.int32, shape=shape, device=device)
+    check_tensor("scale", weight.scale, dtype=torch.float16, shape=blocks, device=device)
+    if not isinstance(weight.group, int):
+        raise LayoutError(f"group is {weight.group!r}, expected a whole number")
