@@ -1,6 +1,7 @@
 """Settings of every layer from what a command line says: formats, rules, equal true bytes."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Literal
 import msgspec
 from msgspec.structs import replace
 
+from kernels.layouts.bilevel import BITS as BILEVEL_BITS
+from kernels.layouts.bilevel import GROUP as BILEVEL_GROUP
+from kernels.layouts.codes import K_ALIGN
+from kernels.layouts.vector import FORMS
 from perfmodel.format_names import parse_format
 from quantizer.awq_block import UNCLIPPED
 from quantizer.checkpoint import Checkpoint, load_tensors
@@ -22,6 +27,10 @@ OutlierRule = Literal["global", "percentile"]
 GROUPS = (1024, 512, 256, 128, 64, 32)
 UNIFORM = ("rtn", "gptq", "awq")
 CODEBOOK_BITS = (8, 4, 3, 2)
+VECTOR_WIDTHS = {
+    f"gptvq-{dim}d": tuple(bits / dim for own, bits in FORMS if own == dim) for dim in (1, 2, 4)
+}
+LEAST_TABLE_BITS = 1 / 16  # per weight: what vector codebooks get at least
 SPARSE_NAMES_PER_PERCENT = 10_000  # a sparse share in a name has at most four decimals
 
 
@@ -84,8 +93,8 @@ def format_name(
 
     Raises: UsageError.
     """
-    if method == "awq" and group is None:
-        group = 128
+    if group is None:
+        group = {"awq": 128, "spqr": BILEVEL_GROUP}.get(method)
     parts = [method, f"w{bits}"]
     parts += [f"g{group}"] if group is not None else []
     parts += [f"s{sparsity:g}"] if sparsity else []
@@ -95,11 +104,16 @@ def format_name(
 def format_of_bits(method: str, bits_per_weight: float, shapes: Sequence[tuple[int, int]]) -> str:
     """The format of a method that comes nearest to so many true bits, from below.
 
-    Codebooks spend what is left on sparse values, grids on smaller groups.
+    Codebooks spend what is left on sparse values, as SpQR does, grids on smaller groups, and vector
+    codebooks (`gptvq-2d`) on tables for fewer weights.
 
     Raises: UsageError if no format of the method is small enough.
     """
-    if method in UNIFORM:
+    if method in VECTOR_WIDTHS:
+        names = _vector_names(method, bits_per_weight)
+    elif method == "spqr":
+        names = [f"spqr-w{bits}-g{BILEVEL_GROUP}" for bits in BILEVEL_BITS]
+    elif method in UNIFORM:
         names = [
             f"{method}-w{bits}{group}"
             for bits in CODEBOOK_BITS
@@ -116,7 +130,7 @@ def format_of_bits(method: str, bits_per_weight: float, shapes: Sequence[tuple[i
             f"{bits_per_weight:g}"
         )
     best = max(fitting, key=lambda name: fitting[name])
-    if method in UNIFORM:
+    if method in UNIFORM or method in VECTOR_WIDTHS:
         return best
     percent = _sparse_percent(best, bits_per_weight, shapes)
     return f"{best}-s{percent:g}" if percent else best
@@ -124,14 +138,27 @@ def format_of_bits(method: str, bits_per_weight: float, shapes: Sequence[tuple[i
 
 def true_bits(name: str, shapes: Sequence[tuple[int, int]]) -> float:
     """Stored bits per weight of a format over layers of these shapes."""
-    known = parse_format(name)
-    return 8 * sum(known.weight_bytes(n, k) for n, k in shapes) / sum(n * k for n, k in shapes)
+    known, counts = parse_format(name), Counter(shapes).items()
+    stored = sum(count * known.weight_bytes(n, k) for (n, k), count in counts)
+    return 8 * stored / sum(count * n * k for (n, k), count in counts)
 
 
 def layer_shapes(checkpoint: Checkpoint) -> list[tuple[int, int]]:
     """(N, K) of every linear layer of the blocks."""
     shapes = [checkpoint.tensors[f"{n}.weight"].shape for n in checkpoint.all_linear_names()]
     return [(shape[0], shape[1]) for shape in shapes]
+
+
+def _vector_names(method: str, bits_per_weight: float) -> list[str]:
+    """Formats of the widest indices that leave something for tables, by size of the group."""
+    widths = VECTOR_WIDTHS[method]
+    fitting = [bits for bits in widths if bits + LEAST_TABLE_BITS <= bits_per_weight]
+    if not fitting:
+        return [f"{method}-w{min(widths):g}"]
+    bits, dim = max(fitting), int(method[-2])
+    entry_bits = 2 ** round(bits * dim) * dim * 8
+    most = int(2 * entry_bits / (bits_per_weight - bits))  # weights: half of the budget
+    return [f"{method}-w{bits:g}-g{group}" for group in range(K_ALIGN, most + K_ALIGN, K_ALIGN)]
 
 
 def _sparse_percent(name: str, bits_per_weight: float, shapes: Sequence[tuple[int, int]]) -> float:

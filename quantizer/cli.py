@@ -10,7 +10,8 @@ from perfmodel.arguments import OneLineParser, count, counts, size
 from perfmodel.errors import PerfmodelError, one_line
 from perfmodel.output import discard_output
 
-METHODS = ("rtn", "kmeans", "squeezellm", "gptq", "awq")
+COMPARED = ("rtn", "kmeans", "squeezellm", "gptq", "awq", "gptvq-2d")  # at equal true bits
+METHODS = (*COMPARED, "gptvq-1d", "gptvq-4d", "spqr")
 PROFILES = ("c4-100x512", "c4-128x2048", "pile-128x512", "wikitext2-128x2048")
 MAX_NUMBER = 1_000_000  # of any argument; rules out infinity
 DEFAULT_FORMATS = (

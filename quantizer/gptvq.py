@@ -82,6 +82,7 @@ def fit_vectors(weight: Tensor, statistics: Statistics, settings: Settings) -> V
     hessian.diagonal()[columns:] = 1.0
     factor, damping = inverse_factor(hessian, settings.damping)
     damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian)).to(hessian)
+    damped[columns:] = damped[:, columns:] = 0.0
     padded = torch.nn.functional.pad(wide, (0, 0, 0, blocks * block_rows - rows))
     codes, tables, error = _loop(padded, factor.float(), settings, rows)
     entries = _entries(codes, tables, (block_rows, block_columns // dim))

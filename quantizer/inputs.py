@@ -23,7 +23,7 @@ from quantizer.choose import (
     read_formats,
     uniform_settings,
 )
-from quantizer.cli import DEFAULT_FORMATS, METHODS
+from quantizer.cli import COMPARED, DEFAULT_FORMATS
 from quantizer.device_time import StepTimes, step_times
 from quantizer.errors import CheckpointError, UsageError
 from quantizer.evaluate import EvaluationText, Protocol, load_evaluation
@@ -74,7 +74,7 @@ def formats_to_compare(checkpoint: Checkpoint, args: argparse.Namespace) -> list
         formats = [name.format(b=bits) for bits in args.bits for name in DEFAULT_FORMATS]
     else:
         shapes = layer_shapes(checkpoint)
-        methods = args.methods or METHODS
+        methods = args.methods or COMPARED
         formats = [format_of_bits(method, args.bits_per_weight, shapes) for method in methods]
     for name in formats:
         needs(Settings(format=name))  # a wrong name is said before an hour of work
