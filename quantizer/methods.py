@@ -16,6 +16,7 @@ from quantizer.matrix import (
     check_matrix,
 )
 from quantizer.rtn import quantize_rtn
+from quantizer.spqr import quantize_spqr
 from quantizer.squeezellm import quantize_codebook, weighting_of
 
 
@@ -49,6 +50,7 @@ METHODS = {
     "squeezellm": Method(quantize=quantize_codebook, needs=_sensitivity),
     "gptq": Method(quantize=quantize_gptq, needs=_hessian),
     "awq": Method(quantize=quantize_awq, needs=_inputs),
+    "spqr": Method(quantize=quantize_spqr, needs=_hessian),
     "gptvq": Method(quantize=quantize_gptvq, needs=_hessian),
 }
 

@@ -1,17 +1,31 @@
 """What the model counts is what the kernels store: every item, every format, any shape."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.layouts import pack_csr, pack_hybrid, pack_lut, pack_uniform
+from kernels.layouts import (
+    pack_bilevel,
+    pack_csr,
+    pack_hybrid,
+    pack_lut,
+    pack_uniform,
+    pack_vector,
+)
+from kernels.layouts.vector import table_grid
 from perfmodel.format_names import DENSEST_ROWS, NONZEROS_PER_START_ROW, parse_format
 
 SHAPES = ((128, 128), (96, 300), (64, 2050), (300, 129))
 LOOKUP = (
     *("squeezellm-w2", "squeezellm-w3", "squeezellm-w4", "squeezellm-w8", "kmeans-w3-int8"),
     *("squeezellm-w2-int8", "squeezellm-w4-int8", "squeezellm-w4-u7", "squeezellm-w4-sym"),
+)
+VECTOR = (
+    *("gptvq-1d-w2", "gptvq-1d-w2-g384", "gptvq-1d-w3", "gptvq-1d-w4", "gptvq-2d-w2"),
+    *("gptvq-2d-w2.5-g1152", "gptvq-2d-w3", "gptvq-2d-w4-g2048", "gptvq-4d-w2"),
 )
 UNIFORM = (
     *("rtn-w2", "gptq-w3", "gptq-w4", "rtn-w8", "gptq-w3-g128", "awq-w4-g128", "rtn-w4-g64"),
@@ -74,6 +88,42 @@ def packed_sparse(n: int, k: int, nonzeros: int, layout: str | None):
     return pack_csr(pointers, columns, values, shape=(n, k), chunk_nnz=chunk)
 
 
+def packed_vector(name: str, n: int, k: int):
+    codebook = parse_format(name).codebook
+    group = codebook.rows * codebook.columns
+    blocks = table_grid(n, k, group)
+    return pack_vector(
+        torch.zeros(n, -(-k // codebook.dim), dtype=torch.uint8),
+        torch.zeros(*blocks, codebook.entries, codebook.dim, dtype=torch.int8),
+        torch.ones(blocks, dtype=torch.float16),
+        group=group,
+        columns=k,
+    )
+
+
+def packed_bilevel(name: str, n: int, k: int):
+    groups = -(-k // 128) * 8
+    return pack_bilevel(
+        torch.zeros(n, k, dtype=torch.uint8),
+        torch.zeros(n, groups, 2, dtype=torch.uint8),
+        torch.zeros(-(-n // 16), groups, 4, dtype=torch.float16),
+        bits=int(parse_format(name).code_bits),
+        order=torch.arange(k, dtype=torch.int32) if name.endswith("act") else None,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", VECTOR)
+def test_vector_formats(name, shape):
+    assert stored(packed_vector(name, *shape)) == counted(name, *shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", ["spqr-w2-g16", "spqr-w3-g16", "spqr-w4-g16-act"])
+def test_bilevel_formats(name, shape):
+    assert stored(packed_bilevel(name, *shape)) == counted(name, *shape)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", LOOKUP)
 def test_lookup_formats(name, shape):
@@ -98,12 +148,15 @@ def test_formats_of_any_shape(n, k, name):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", ["squeezellm-w3-s2", "squeezellm-w4-s0.45-balanced"])
+@pytest.mark.parametrize(
+    "name", ["squeezellm-w3-s2", "squeezellm-w4-s0.45-balanced", "spqr-w3-g16-s1"]
+)
 def test_sparse_formats(name, shape):
     weight_format = parse_format(name)
     layout = name.rpartition("-")[2] if name.endswith("balanced") else None
     sparse = packed_sparse(*shape, weight_format.sparse.nonzeros(*shape), layout)
-    dense = packed_lookup("-".join(name.split("-")[:2]), *shape)
+    pack = packed_bilevel if name.startswith("spqr") else packed_lookup
+    dense = pack(re.sub("-s.*", "", name), *shape)
     assert stored(dense, sparse) == counted(name, *shape)
 
 

@@ -7,16 +7,21 @@ import torch
 from torch import Tensor
 
 from kernels.layouts import (
+    BilevelWeight,
     CsrWeight,
     LutWeight,
     UniformWeight,
+    VectorWeight,
+    pack_bilevel,
     pack_csr,
     pack_hybrid,
     pack_lut,
     pack_uniform,
+    pack_vector,
     to_fixed_point,
 )
 from kernels.layouts.sparse import csr_from_dense
+from kernels.layouts.vector import table_grid
 
 # Tiles hold 512 to 2048 codes: a row of less than one, and one of whole tiles with a tail.
 SHAPES = ((5, 300), (3, 2348))
@@ -78,6 +83,31 @@ def uniform_weight(
         codes, torch.stack((scale, zero), dim=2).half(), bits=bits, group_size=group_size,
         g_idx=g_idx, act_order=act_order,
     )  # fmt: skip
+
+
+def vector_weight(
+    dim: int, bits: int, rows: int, columns: int, *, group: int = 512
+) -> VectorWeight:
+    """Random indices and tables; groups of 512 are two rows of 256 columns."""
+    g = generator(dim, bits, rows, columns)
+    blocks = table_grid(rows, columns, group)
+    codes = torch.randint(0, 2**bits, (rows, -(-columns // dim)), generator=g)
+    entries = torch.randint(-127, 128, (*blocks, 2**bits, dim), generator=g).to(torch.int8)
+    scale = (torch.rand(blocks, generator=g) / 1000 + 1e-4).half()
+    return pack_vector(codes, entries, scale, group=group, columns=columns)
+
+
+def bilevel_weight(bits: int, rows: int, columns: int, *, ordered: bool = False) -> BilevelWeight:
+    """Scales of 0.005 to 0.02 and zeros around the middle, each of a random 3-bit code."""
+    g = generator(bits, rows, columns)
+    groups = -(-columns // 128) * 8
+    codes = torch.randint(0, 2**bits, (rows, columns), generator=g)
+    statistics = torch.randint(0, 8, (rows, groups, 2), generator=g).to(torch.uint8)
+    u = torch.rand(-(-rows // 16), groups, 4, generator=g)
+    steps = torch.tensor([0.002, -4.0, 2.0 ** (bits - 4), -1.0])  # s1, z1, s2, z2
+    order = torch.randperm(columns, generator=g).to(torch.int32) if ordered else None
+    second = (steps * (1 + u)).half()
+    return pack_bilevel(codes, statistics, second, bits=bits, order=order)
 
 
 def sparse_matrix(rows: int, columns: int, density: float = 0.02) -> Tensor:

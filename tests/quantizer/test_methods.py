@@ -17,9 +17,15 @@ FORMATS = [
     *("squeezellm-w3-int8", "squeezellm-w4-int8", "squeezellm-w4-u7", "squeezellm-w4-sym"),
     *("squeezellm-w3-s0.05", "squeezellm-w3-s0.45", "squeezellm-w4-u7-s0.45"),
     *("gptq-w3", "gptq-w4", "gptq-w3-g64", "gptq-w4-g128", "gptq-w3-g64-act", "gptq-w4-g256"),
-    *("awq-w3-g128", "awq-w4-g64"),
+    *("awq-w3-g128", "awq-w4-g64", "spqr-w2-g16", "spqr-w4-g16-act"),
+    *("gptvq-1d-w2-g384", "gptvq-2d-w2-g1024"),
 ]
-LAYOUTS = ["squeezellm-w3-s0.45-balanced", "squeezellm-w3-s0.45-hybrid", "squeezellm-w3-s40-hybrid"]
+LAYOUTS = [
+    "spqr-w3-g16-s1",
+    "squeezellm-w3-s0.45-balanced",
+    "squeezellm-w3-s0.45-hybrid",
+    "squeezellm-w3-s40-hybrid",
+]
 SHAPES = [(16, 256), (24, 200), (5, 384)]
 
 
@@ -92,8 +98,8 @@ def test_nothing_is_changed_and_twice_is_the_same(name):
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_method_asks_for_what_it_needs(method):
-    group = "-g128" if method == "awq" else ""
-    chosen = Settings(format=f"{method}-w4{group}")
+    name = {"awq": "awq-w4-g128", "spqr": "spqr-w4-g16", "gptvq": "gptvq-2d-w2"}.get(method)
+    chosen = Settings(format=name or f"{method}-w4")
     weight, statistics = problem(16, 256)
     asked = {name: getattr(statistics, name) for name in needs(chosen)}
     full = quantize_matrix(weight, statistics, chosen).dequantize()
@@ -205,6 +211,9 @@ def test_rows_without_fisher_and_of_one_value_are_handled(columns):
     [
         ({"format": "rtn-w5"}, "kernels read 2, 3, 4, 8 bits"),
         ({"format": "squeezellm-w3@paper"}, "kernels read"),
+        ({"format": "gptvq-4d-w3"}, "kernels read 1d-w2, 1d-w3, .*, 4d-w2"),
+        ({"format": "spqr-w3-g32"}, "kernels read groups of 16"),
+        ({"format": "gptvq-2d-w2", "seeds": "exact"}, "expected another for 2-D codebooks"),
         ({"format": "rtn-w4", "selection": "best"}, "selection is 'best', expected one of paper"),
         ({"format": "gone-w4"}, "no weight format 'gone-w4'"),
     ],
@@ -217,7 +226,7 @@ def test_settings_are_refused(fields, message):
 def test_an_unknown_method_lists_the_known_ones():
     weight, statistics = problem(16, 256)
     with pytest.raises(SettingsError, match="have: rtn, kmeans, squeezellm, gptq, awq"):
-        quantize_matrix(weight, statistics, Settings(format="spqr-w3-g16"))
+        quantize_matrix(weight, statistics, Settings(format="w4"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,109 @@
+"""GPTVQ: its loss in closed form, its codebooks against brute force, what each part gains."""
+
+import pytest
+import torch
+
+from quantizer.codebook_update import update_tables
+from quantizer.gptvq import fit_vectors, hessian_error, rounded, updated, values_of
+from quantizer.kmeans import cluster_rows
+from quantizer.matrix import Settings, Statistics
+from quantizer.methods import quantize_matrix
+from quantizer.vector_kmeans import fit_tables, nearest
+from tests.quantizer.test_gptq import damped, error, problem
+
+
+def gptvq(weight, hessian, name, **options):
+    return quantize_matrix(weight, Statistics(hessian=hessian), Settings(format=name, **options))
+
+
+def fitted(weight, hessian, name, **options):
+    options = {"em_rounds": 20, **options}
+    return fit_vectors(weight, Statistics(hessian=hessian), Settings(format=name, **options))
+
+
+@pytest.mark.parametrize("name", ["gptvq-1d-w2-g384", "gptvq-2d-w2", "gptvq-4d-w2-g4096"])
+def test_what_joint_vectors_hand_on_is_the_closed_form(name):
+    """The sum of || (w - q) U_BB^-1 ||^2 is tr(dW H dW^T), also in a last block of 64 columns."""
+    weight, hessian = problem()
+    fit = fitted(weight, hessian, name, vector_metric="joint")
+    assert fit.error == pytest.approx(hessian_error(fit), rel=2e-3)
+    measured = error(weight, values_of(fit), damped(hessian))
+    assert hessian_error(fit) == pytest.approx(measured, rel=1e-4)
+
+
+def test_in_one_dimension_the_metrics_agree():
+    weight, hessian = problem(columns=128)
+    one, other = (
+        gptvq(weight, hessian, "gptvq-1d-w2", vector_metric=metric).dequantize()
+        for metric in ("paper", "joint")
+    )
+    assert float((one != other).double().mean()) < 0.01  # float32 ties
+
+
+def test_without_correlations_it_is_exact_clustering():
+    weight, _ = problem(columns=256)
+    fit = fitted(weight, torch.eye(256), "gptvq-1d-w2")
+    expected = cluster_rows(weight, None, 4).centroids.float()  # a table per row
+    torch.testing.assert_close(fit.tables[:, 0, :, 0], expected)
+
+
+@pytest.mark.parametrize("seeds", ["mahalanobis", "kmeans++"])
+def test_codebooks_are_a_fixed_point_of_both_steps(seeds):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(3, 16, 8, 2, generator=generator)
+    root = torch.randn(8, 2, 2, generator=generator)
+    metric = root @ root.transpose(1, 2) + 0.1 * torch.eye(2)
+    tables = fit_tables(points, metric, 8, seeds=seeds, rounds=200)
+    codes = nearest(points, metric, tables)
+    change = points[..., None, :] - tables[:, None, None]  # (T, r, V, E, d)
+    cost = torch.einsum("trvea,vab,trveb->trve", change, metric, change)
+    assert torch.equal(codes, cost.argmin(dim=3))
+    for entry in range(8):  # no pull on any entry is left
+        pull = torch.einsum("trva,vab->trvb", change[:, :, :, entry], metric)
+        left = (pull * (codes == entry)[..., None]).sum(dim=(1, 2))
+        assert float(left.abs().max()) < 1e-3
+
+
+def test_updated_codebooks_solve_the_normal_equations():
+    """Against least squares over the one-hot matrix of each row block."""
+    weight, hessian = problem(rows=16, columns=256)
+    fit = fitted(weight, hessian, "gptvq-2d-w2")  # 8 rows per table
+    found = update_tables(fit.weight, fit.hessian, fit.entries, fit.tables)
+    root = torch.linalg.cholesky(fit.hessian.double())
+    for block in range(2):
+        rows = slice(8 * block, 8 * block + 8)
+        hot = torch.nn.functional.one_hot(fit.codes[rows], 16).double()  # (8, V, E)
+        spread = torch.einsum("nve,ab->nvaeb", hot, torch.eye(2).double()).flatten(3).flatten(1, 2)
+        design = torch.einsum("kj,nku->nju", root, spread).flatten(0, 1)
+        target = (fit.weight[rows].double() @ root).flatten()
+        best = torch.linalg.lstsq(design, target[:, None]).solution
+        least = float((design @ best - target[:, None]).square().sum())
+        reached = design @ found[block, 0].double().reshape(-1, 1)
+        assert float((reached - target[:, None]).square().sum()) < 1.001 * least
+
+
+def test_every_part_earns_its_place():
+    """At equal bits more dimensions err less; the update helps; int8 costs next to nothing."""
+    weight, hessian = problem(rows=64, columns=256)
+    fits = {
+        dim: fitted(weight, hessian, f"gptvq-{dim}d-w2-g{group}")
+        for dim, group in ((1, 256), (2, 2048))
+    }
+    assert hessian_error(fits[2]) < hessian_error(fits[1])
+    for fit in fits.values():
+        better = updated(fit)
+        assert hessian_error(better) < 0.995 * hessian_error(fit)
+        entries, scale = rounded(better.tables)
+        stored = better._replace(tables=entries.float() * scale.float()[..., None, None])
+        assert hessian_error(stored) < 1.01 * hessian_error(better)
+    plain = gptvq(weight, hessian, "gptq-w2-g128").dequantize()
+    assert hessian_error(fits[2]) < 0.6 * error(weight, plain, damped(hessian))
+
+
+def test_dead_inputs_do_not_count():
+    weight, hessian = problem(rows=8, columns=128)
+    hessian[:, 7] = hessian[7] = 0.0
+    poisoned = weight.clone()
+    poisoned[:, 7] = 1e4
+    found, same = (gptvq(w, hessian, "gptvq-2d-w2-g1024") for w in (poisoned, weight))
+    assert torch.equal(found.dequantize(), same.dequantize())
