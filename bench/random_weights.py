@@ -42,18 +42,29 @@ def random_weight(
 
     Raises: UsageError for a format that no kernel reads.
     """
-    stored = parse_format(format_name)
-    method, bits = stored.name.partition("-")[0], stored.code_bits
+    stored = runnable_format(format_name)
+    method = stored.name.partition("-")[0]
     if method == "fp16":
         weight = torch.randn(shape, generator=generator, device=generator.device)
         return (weight.mul_(0.5 / math.sqrt(shape[1])).half(),)
-    if method not in UNIFORM + LOOKUP or "@" in stored.name or bits not in BITS:
-        have = ", ".join(("fp16", *(f"{name}-w{{2,3,4,8}}" for name in UNIFORM + LOOKUP)))
-        raise UsageError(f"no kernel runs weights {format_name!r}; have: {have}")
     if method in UNIFORM:
         return (_uniform(stored, shape, generator, act_order),)
     lookup = _lookup(stored, shape, generator)
     return (lookup, _csr(stored.sparse, shape, generator)) if stored.sparse else (lookup,)
+
+
+def runnable_format(format_name: str) -> WeightFormat:
+    """The format of that name.
+
+    Raises: UsageError if there is none, or one that no kernel runs.
+    """
+    stored = parse_format(format_name)
+    method = stored.name.partition("-")[0]
+    packed = method in UNIFORM + LOOKUP and stored.code_bits in BITS
+    if "@" in stored.name or not (packed or method == "fp16"):
+        have = ", ".join(("fp16", *(f"{name}-w{{2,3,4,8}}" for name in UNIFORM + LOOKUP)))
+        raise UsageError(f"no kernel runs weights {format_name!r}; have: {have}")
+    return stored
 
 
 def _codes(

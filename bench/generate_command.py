@@ -1,0 +1,97 @@
+"""The command `generate`: arguments into options, one run, its tables."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.environment import default_kind
+from bench.folder import ResultsFolder, read_measurements
+from bench.generate import SUITE, run
+from bench.generate_source import GenerateOptions, sources
+from bench.generate_view import generate_table, paper_rows, paper_table, row
+from bench.measurement import Measurement
+from perfmodel.errors import UsageError
+from perfmodel.measurement import load_measurements
+from perfmodel.output import Output, write_output
+
+
+def cmd_generate(args: argparse.Namespace) -> int:
+    """Exit codes: 0 ok, 1 when a checkpoint's text is not that of its dequantized model."""
+    options = options_of(args)
+    if args.check is not None:
+        return _check(options, args.check)
+    results = ResultsFolder(args.out)
+    skipped = run(options, results, time.monotonic() + 60 * args.minutes, say=_say)
+    wanted = {source.format_name for source in sources(options)}
+    cases = [case for case in read_measurements(args.out) if _is_asked(case, options, wanted)]
+    if cases:
+        write_output(_output(cases), args.rendering, args.output)
+    for line in skipped:
+        _say(f"skipped: {line}")
+    return 0
+
+
+def options_of(args: argparse.Namespace) -> GenerateOptions:
+    """Raises: UsageError for a GPU that is not there."""
+    kind = args.device or default_kind()
+    return GenerateOptions(
+        model=args.model,
+        weights=args.weights and tuple(name.strip() for name in args.weights.split(",")),
+        new=tuple(args.new),
+        prompt=args.prompt,
+        stacks=tuple(args.stack),
+        layers=args.layers,
+        runs=args.runs,
+        hardware=args.hardware,
+        kind=kind,
+    )
+
+
+def _check(options: GenerateOptions, tokens: int) -> int:
+    from bench.text_check import check_text  # transformers: seconds
+
+    folder = Path(options.model)
+    if not folder.is_dir():
+        raise UsageError(f"--check: {options.model} is no checkpoint folder")
+    found = check_text(folder, kind=options.kind, new=tokens)
+    print(f"{folder.resolve().name}: {found.sentence}")
+    return 0 if found.ok else 1
+
+
+def _is_asked(case: Measurement, options: GenerateOptions, formats: set[str]) -> bool:
+    """Whether a stored case is one of this command line, and not of an earlier one."""
+    asked = case.params
+    return (
+        case.suite == SUITE
+        and case.name in formats
+        and asked["new"] in options.new
+        and asked["prompt"] == options.prompt
+        and asked["stack"] in options.stacks
+        and _is_model(case, options)
+    )
+
+
+def _is_model(case: Measurement, options: GenerateOptions) -> bool:
+    shape = next(iter(sources(options))).shape
+    return (case.params["model"], case.params["layers"]) == (shape.name, shape.layers)
+
+
+def _output(cases: list[Measurement]) -> Output:
+    def document() -> dict[str, Any]:
+        return {
+            "schema": "bench.generate/1",
+            "results": [row(case, cases) for case in cases],
+            "paper": paper_rows(cases, load_measurements("squeezellm-2023")),
+        }
+
+    def tables() -> list[Any]:
+        beside = paper_table(cases)
+        return [generate_table(cases), *([beside] if beside else [])]
+
+    return Output(document=document, rows=lambda: [row(c, cases) for c in cases], tables=tables)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

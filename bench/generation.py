@@ -1,0 +1,94 @@
+"""One generation, timed: every step and the whole, on a GPU or a CPU, by either stack."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+
+from bench.cores import waited_s
+from bench.decoder import Decoder
+
+WARM_STEPS = 3  # on a CPU: the twins are compiled, every weight was touched
+
+
+class Runner(Protocol):
+    """What is timed: a decoder of either stack."""
+
+    device: torch.device
+    weight_bytes: int
+
+    @property
+    def cache_bytes(self) -> int: ...
+
+    def start(self, tokens: Sequence[int]) -> None: ...
+
+    def step(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """Seconds of one generation; the prompt before it is not in them."""
+
+    run_s: float  # on the host's clock, from the first step to the last token
+    step_s: tuple[float, ...]  # on the device's clock: their sum is below run_s
+    waited: float  # share of the run in which our CPU threads stood in a queue for a core
+
+
+def timed_run(runner: Runner, prompt: Sequence[int], new: int) -> Generation:
+    """`new` steps after the prompt; the last of its tokens goes into the first step."""
+    with torch.inference_mode():
+        runner.start(prompt)
+        return _on_gpu(runner, new) if runner.device.type == "cuda" else _on_cpu(runner, new)
+
+
+def warm_up(runner: Runner, prompt: Sequence[int], new: int) -> float:
+    """Compile, capture and touch what is touched once; seconds per step from then on.
+
+    Afterwards the allocator's peak is that of running alone: compiling needs memory of its own.
+    """
+    if runner.device.type == "cpu":
+        timed_run(runner, prompt, 1)
+        return min(timed_run(runner, prompt, min(new, WARM_STEPS)).step_s)
+    timed_run(runner, prompt, new)
+    if isinstance(runner, Decoder):  # graphs once more, now that everything is compiled
+        runner.reserve(runner.capacity)
+    torch.cuda.reset_peak_memory_stats()
+    timed_run(runner, prompt, new)
+    return timed_run(runner, prompt, new).run_s / new
+
+
+def peak_bytes(runner: Runner, before: int) -> tuple[int, str]:
+    """Most memory in use since `warm_up`, and what counts it.
+
+    before: what was allocated on the GPU before the model was.
+    """
+    if runner.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() - before, "torch.cuda allocator"
+    return runner.weight_bytes + runner.cache_bytes, "bytes of weights and cache"
+
+
+def _on_cpu(runner: Runner, new: int) -> Generation:
+    waited, marks = waited_s(), [time.perf_counter()]
+    for _ in range(new):
+        runner.step()
+        marks.append(time.perf_counter())
+    run_s = marks[-1] - marks[0]
+    steps = (end - start for start, end in pairwise(marks))
+    return Generation(run_s=run_s, step_s=tuple(steps), waited=(waited_s() - waited) / run_s)
+
+
+def _on_gpu(runner: Runner, new: int) -> Generation:
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(new + 1)]
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    marks[0].record()
+    for mark in marks[1:]:
+        runner.step()
+        mark.record()
+    torch.cuda.synchronize()
+    run_s = time.perf_counter() - start
+    steps = (a.elapsed_time(b) * 1e-3 for a, b in pairwise(marks))
+    return Generation(run_s=run_s, step_s=tuple(steps), waited=0.0)
