@@ -30,7 +30,7 @@ def _add_history(subparsers: Any) -> None:
     adding.add_argument("--confirms", metavar="RUN", help="it repeats RUN in a fresh process")
     summary = "hold a run against its past; exit code 1 if it is worse"
     checking = add_command(verbs, "check", summary, run=(commands, "cmd_check"))
-    checking.add_argument("run", nargs="?", metavar="RUN", help="(the latest)")
+    checking.add_argument("name", nargs="?", metavar="RUN", help="(the latest)")
     checking.add_argument(
         "--confirm", action="store_true", help="measure suspects again in three fresh processes"
     )

@@ -5,13 +5,14 @@ import subprocess
 import sys
 
 from bench.history.detect import Rules
-from bench.history.gates import Finding, check, past_of
+from bench.history.gates import Past, check, past_of
 from bench.history.sources import runs_of
 from bench.history.store import History, Run
 from bench.history.views import runs_output, verdict_output
 from perfmodel.errors import UsageError
 from perfmodel.output import save_figure, write_output
 
+RULES = Rules()
 FAILED_EXIT = 1
 TESTS_FAILED = 1  # pytest's exit code when it ran to its end
 
@@ -43,14 +44,14 @@ def cmd_add(args: argparse.Namespace) -> int:
 def cmd_check(args: argparse.Namespace) -> int:
     """Exit code 1 if the run is slower than its past, or lacks or refused a benchmark."""
     history = History(args.history)
-    run = history.find(args.run) if args.run else _latest(history, args.device)
-    findings = _findings(history, run, allow_missing=args.allow_missing)
+    run = history.find(args.name) if args.name else _latest(history, args.device)
+    past = _past(history, run)
+    findings = check(run, past, RULES, allow_missing=args.allow_missing)
     suspects = {finding.key for finding in findings if finding.kind == "suspect"}
     if suspects and args.confirm:
         _measure_again(history, run, suspects)
-        findings = _findings(history, run, allow_missing=args.allow_missing)
-    output = verdict_output(run, _promoted(history, run.environment.device), findings)
-    write_output(output, args.rendering, args.output)
+        findings = check(run, _past(history, run), RULES, allow_missing=args.allow_missing)
+    write_output(verdict_output(run, past.baseline, findings), args.rendering, args.output)
     return FAILED_EXIT if any(finding.fails for finding in findings) else 0
 
 
@@ -59,10 +60,10 @@ def cmd_plot(args: argparse.Namespace) -> int:
 
     history = History(args.history)
     device = args.device or _only_device(history)
-    runs = [run for run in history.runs(device) if run.confirms is None]
-    baseline = history.baseline(device)
-    promoted = baseline.runs if baseline else ()
-    save_figure(args.output, lambda: plot.history_figure(runs, promoted, args.match))
+    runs = history.runs(device)
+    promoted = [run.id for run in history.promoted(device, runs)]
+    shown = [run for run in runs if run.confirms is None]
+    save_figure(args.output, lambda: plot.history_figure(shown, promoted, args.match))
     return 0
 
 
@@ -73,29 +74,22 @@ def cmd_promote(args: argparse.Namespace) -> int:
     failing = [
         (run, finding)
         for run in runs
-        for finding in _findings(history, run, allow_missing=False)
+        for finding in check(run, _past(history, run), RULES)
         if finding.fails and finding.kind != "no baseline"
     ]
     if failing and not args.accept:
         for run, finding in failing:
             sys.stderr.write(f"{run.id}: {finding.kind}: {finding.key}: {finding.text}\n")
-        problem = f"{len(failing)} reasons against it, see above"
-        raise UsageError(f'{problem}; --accept "REASON" promotes it all the same')
+        raise UsageError('the check fails, see above; --accept "REASON" promotes all the same')
     path = history.promote(runs, args.accept)
     sys.stdout.write(f"baseline of {runs[0].environment.device}: {path}\n")
     return 0
 
 
-def _findings(history: History, run: Run, *, allow_missing: bool) -> list[Finding]:
+def _past(history: History, run: Run) -> Past:
     device = run.environment.device
-    baseline = history.baseline(device)
-    past = past_of(run, history.runs(device), baseline.runs if baseline else ())
-    return check(run, past, Rules(), allow_missing=allow_missing)
-
-
-def _promoted(history: History, device: str) -> list[Run]:
-    baseline = history.baseline(device)
-    return [history.find(name) for name in baseline.runs] if baseline else []
+    runs = history.runs(device)
+    return past_of(run, runs, history.promoted(device, runs))
 
 
 def _only_device(history: History) -> str:
@@ -126,7 +120,7 @@ def _measure_again(history: History, run: Run, keys: set[str]) -> None:
         raise UsageError(f"{problem}, and: history add RESULTS --confirms {run.id}")
     command = [sys.executable, "-m", "pytest", "-q", *sorted(map(str, tests))]
     command += ["--history", str(history.root), "--confirms", run.id]
-    for _ in range(Rules().fresh):
+    for _ in range(RULES.fresh):
         done = subprocess.run(command, stdout=sys.stderr, check=False)
         if done.returncode not in (0, TESTS_FAILED):
             raise UsageError(f"a fresh process failed (exit code {done.returncode}), see above")

@@ -48,11 +48,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind not in PASSING
 
 
-def past_of(run: Run, runs: Sequence[Run], baseline_ids: Sequence[str]) -> Past:
+def past_of(run: Run, runs: Sequence[Run], baseline: Sequence[Run]) -> Past:
     """The runs of a device as seen from one of them."""
     before = runs[: [other.id for other in runs].index(run.id)]
     return Past(
-        baseline=[other for other in runs if other.id in baseline_ids],
+        baseline=baseline,
         earlier=[other for other in before if other.confirms is None],
         fresh=[other for other in runs if other.confirms == run.id],
     )

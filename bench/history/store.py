@@ -170,6 +170,19 @@ class History:
             raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
         return _decode(path, text, Baseline)
 
+    def promoted(self, device: str, runs: Sequence[Run]) -> list[Run]:
+        """The baseline's runs, which are among all `runs` of the device; none yet: empty.
+
+        Raises: SpecError if a run that was promoted is no longer there.
+        """
+        baseline = self.baseline(device)
+        by_id = {run.id: run for run in runs}
+        for run_id in baseline.runs if baseline else ():
+            if run_id not in by_id:
+                path = self.root / device / BASELINE
+                raise SpecError(f"{path}: names run {run_id}, which is not there; promote another")
+        return [by_id[run_id] for run_id in baseline.runs] if baseline else []
+
     def promote(self, runs: Sequence[Run], accepted: str | None = None) -> Path:
         """Make these runs of one device its baseline.
 

@@ -1,6 +1,6 @@
 """How often the gates cry wolf, and how soon they see a small step, on made-up runs.
 
-    python tests/bench/detector_rates.py --keys 500 --runs 40 --between 0.005
+    python -m tests.bench.detector_rates --between 0.005 --baseline 1
 
 Every benchmark has its own noise between samples (1 to 3 %, lognormal) and every process shifts
 each of its benchmarks (`--between`, standard deviation). The runs go through `gates.check` as real
@@ -14,13 +14,11 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from bench.environment import Environment
 from bench.history.detect import Rules
 from bench.history.gates import Finding, Past, check
 from bench.history.store import Run
-from bench.measurement import Measurement
+from tests.bench.runs import environment, measurement
 
-DEVICE = "toy"
 EARLIER = 15  # runs before the first that is judged
 
 
@@ -36,50 +34,15 @@ class World:
     baseline: int = 3  # runs that are promoted, the first of all
 
 
-def environment(index: int) -> Environment:
-    return Environment(
-        kind="cuda",
-        device=DEVICE,
-        device_name=DEVICE,
-        cache_bytes=1 << 20,
-        cores=1,
-        threads=1,
-        driver={},
-        packages={},
-        python="3",
-        system="made up",
-        commit=f"{index:040x}",
-        dirty=False,
-        date_utc=f"2026-01-01T{index // 60:02}:{index % 60:02}:00+00:00",
-    )
-
-
-def made_up(
-    name: str, samples_s: tuple[float, ...], refused: str | None = None, **changes: object
-) -> Measurement:
-    measurement = Measurement(
-        suite="toys",
-        name=name,
-        params={},
-        device=DEVICE,
-        timing_mode="cpu-clock",
-        l2_policy="cold",
-        samples_s=samples_s,
-        bytes_moved=1000,
-        flops=0,
-        refused=refused,
-        environment="0",
-    )
-    return msgspec.structs.replace(measurement, **changes)
-
-
 def run_of(world: World, index: int, generator: np.random.Generator, slower: float = 1.0) -> Run:
     """A process's run; `slower` is what all of its times are multiplied with."""
     noises = np.linspace(world.least_noise, world.most_noise, world.keys)[:, None]
     shifts = world.between * generator.standard_normal((world.keys, 1))
     samples = noises * generator.standard_normal((world.keys, world.samples))
     times = 1e-3 * slower * np.exp(shifts + samples)
-    measurements = tuple(made_up(f"k{key}", tuple(row)) for key, row in enumerate(times.tolist()))
+    measurements = tuple(
+        measurement(f"k{key}", tuple(row)) for key, row in enumerate(times.tolist())
+    )
     return Run(id=f"{index:012x}", environment=environment(index), measurements=measurements)
 
 
