@@ -119,6 +119,13 @@ class Decoder:
         self.position.fill_(before)
         self.used = before
 
+    def prepare(self) -> None:
+        """Capture every graph that a sequence of this capacity needs; on a CPU there are none."""
+        if self.device.type == "cuda":
+            with torch.inference_mode():
+                for rows in sorted({self._length(rows) for rows in range(1, self.capacity + 1)}):
+                    self._graph(rows)
+
     def step(self) -> None:
         """Process the pending token and choose the next; nothing waits for the device.
 
@@ -202,9 +209,13 @@ class Decoder:
         self.position += 1
         self.tokens.index_copy_(0, self.position, following)
 
+    def _length(self, rows: int) -> int:
+        """Rows of the cache that a graph reads where so many are filled."""
+        return min(self.capacity, max(LEAST_LENGTH, 1 << (rows - 1).bit_length()))
+
     def _graph(self, rows: int) -> "torch.cuda.CUDAGraph":
         """The graph that reads at least `rows` rows of the cache, captured when first needed."""
-        length = min(self.capacity, max(LEAST_LENGTH, 1 << (rows - 1).bit_length()))
+        length = self._length(rows)
         if length not in self.graphs:
             self.graphs[length] = self._capture(length)
         return self.graphs[length]

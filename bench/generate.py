@@ -8,6 +8,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from msgspec.structs import replace
@@ -180,8 +181,7 @@ def _measure(
     """Warm up, run, and store whole runs and single steps."""
     options, new = session.options, int(case.params["new"])
     prompt = prompt_tokens(options.prompt, source.shape.vocab)
-    if case.params["stack"] == "memwall":
-        runner.reserve(options.prompt + new)
+    runner.reserve(options.prompt + new)
     expected_s = new * warm_up(runner, prompt, new)
     if expected_s > session.seconds_left:
         left = max(session.seconds_left, 0)
@@ -198,10 +198,10 @@ def _measure(
         "cache_bytes": runner.cache_bytes,
         "peak_bytes": peak,
         "peak_counted_by": counted_by,
-        "fused": getattr(runner, "fused", False),
-        "own_fp16_gemv": getattr(runner, "own_gemv", False),
-        "predicted_s": predicted_s(asked, session.hardware),
-        "predicted_device": session.hardware and session.hardware.key,
+        "fused": runner.fused,
+        "own_fp16_gemv": runner.own_gemv,
+        "prompt_s": median(run.prompt_s for run in runs),
+        **predicted(asked, session.hardware),
         "waited": max(run.waited for run in runs),
     }
     _store(session, case, runs, facts)
@@ -213,24 +213,20 @@ def prompt_tokens(prompt: int, vocabulary: int) -> list[int]:
     return torch.randint(vocabulary, (prompt + 1,), generator=generator).tolist()
 
 
-def predicted_s(asked: Workload, hw: HardwareSpec | None) -> float | None:
-    """The ideal roofline's time of the whole generation; None for an unknown device."""
-    return None if hw is None else predict(asked, hw, load_stack("ideal")).time_s
+def predicted(asked: Workload, hw: HardwareSpec | None) -> dict[str, Scalar]:
+    """The ideal roofline's time of the whole generation, and of its prompt; or nothing known."""
+    if hw is None:
+        return {"predicted_s": None, "predicted_device": None}
+    found = predict(asked, hw, load_stack("ideal"))
+    prompt = {"predicted_prompt_s": found.prefill.time_s} if found.prefill else {}
+    return {"predicted_s": found.time_s, "predicted_device": hw.key, **prompt}
 
 
 def _store(
     session: Session, case: Measurement, runs: list[Generation], facts: dict[str, Scalar]
 ) -> None:
     """Steps first: the key of the runs is what says that a case is done."""
-    kind = session.environment.kind
-    rule = StopRule(least_samples=session.options.runs, unsteady=_UNSTEADY[kind])
-    throttled = throttle_reasons() if kind == "cuda" else []
-    runs_s = tuple(run.run_s for run in runs)
-    refused = refusal(runs_s, rule, throttled)
-    waited = max(run.waited for run in runs)
-    if refused is None and waited > DISTURBED:
-        refused = f"disturbed: our threads waited for a core in {waited:.0%} of a run"
-    new = int(case.params["new"])
+    new, refused = int(case.params["new"]), _refusal(session, runs)
     session.results.add(
         replace(
             case,
@@ -241,6 +237,18 @@ def _store(
             refused=refused,
         )
     )
+    runs_s = tuple(run.run_s for run in runs)
     done = replace(case, samples_s=runs_s, facts=facts, refused=refused)
     session.results.add(done)
     session.say(f"{done.name}, {new} new, {done.params['stack']}: {done.median_s:.3g} s")
+
+
+def _refusal(session: Session, runs: list[Generation]) -> str | None:
+    """Why these runs are no result, or None."""
+    kind = session.environment.kind
+    rule = StopRule(least_samples=session.options.runs, unsteady=_UNSTEADY[kind])
+    throttled = throttle_reasons() if kind == "cuda" else []
+    waited = max(run.waited for run in runs)
+    if waited > DISTURBED:
+        return f"disturbed: our threads waited for a core in {waited:.0%} of a run"
+    return refusal([run.run_s for run in runs], rule, throttled)

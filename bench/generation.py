@@ -11,7 +11,7 @@ import torch
 from bench.cores import waited_s
 from bench.decoder import Decoder
 
-WARM_STEPS = 3  # on a CPU: the twins are compiled, every weight was touched
+WARM_STEPS = 3  # enough to compile the rest, and to touch every weight
 
 
 class Runner(Protocol):
@@ -19,6 +19,10 @@ class Runner(Protocol):
 
     device: torch.device
     weight_bytes: int
+    fused: bool  # q, k, v one launch and gate, up another
+    own_gemv: bool  # FP16 layers by our kernel
+
+    def reserve(self, capacity: int) -> None: ...
 
     @property
     def cache_bytes(self) -> int: ...
@@ -30,8 +34,9 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """Seconds of one generation; the prompt before it is not in them."""
+    """Seconds of one generation, and of the prompt before it."""
 
+    prompt_s: float  # on the host's clock
     run_s: float  # on the host's clock, from the first step to the last token
     step_s: tuple[float, ...]  # on the device's clock: their sum is below run_s
     waited: float  # share of the run in which our CPU threads stood in a queue for a core
@@ -40,24 +45,33 @@ class Generation:
 def timed_run(runner: Runner, prompt: Sequence[int], new: int) -> Generation:
     """`new` steps after the prompt; the last of its tokens goes into the first step."""
     with torch.inference_mode():
+        begin = time.perf_counter()
         runner.start(prompt)
-        return _on_gpu(runner, new) if runner.device.type == "cuda" else _on_cpu(runner, new)
+        if runner.device.type == "cuda":
+            torch.cuda.synchronize()
+            return _on_gpu(runner, new, prompt_s=time.perf_counter() - begin)
+        return _on_cpu(runner, new, prompt_s=time.perf_counter() - begin)
 
 
 def warm_up(runner: Runner, prompt: Sequence[int], new: int) -> float:
-    """Compile, capture and touch what is touched once; seconds per step from then on.
+    """Compile, capture and touch what is touched once; seconds per step from then on."""
+    timed_run(runner, prompt, 1)
+    if runner.device.type == "cuda":
+        _forget_compiling(runner)
+    return min(timed_run(runner, prompt, min(new, WARM_STEPS)).step_s)
 
-    Afterwards the allocator's peak is that of running alone: compiling needs memory of its own.
+
+def _forget_compiling(runner: Runner) -> None:
+    """From here on the allocator's peak is that of running: compiling takes memory of its own.
+
+    Graphs are captured once more, since what they need is allocated when they are captured.
     """
-    if runner.device.type == "cpu":
-        timed_run(runner, prompt, 1)
-        return min(timed_run(runner, prompt, min(new, WARM_STEPS)).step_s)
-    timed_run(runner, prompt, new)
-    if isinstance(runner, Decoder):  # graphs once more, now that everything is compiled
+    if isinstance(runner, Decoder):
+        runner.prepare()
         runner.reserve(runner.capacity)
     torch.cuda.reset_peak_memory_stats()
-    timed_run(runner, prompt, new)
-    return timed_run(runner, prompt, new).run_s / new
+    if isinstance(runner, Decoder):
+        runner.prepare()
 
 
 def peak_bytes(runner: Runner, before: int) -> tuple[int, str]:
@@ -70,19 +84,19 @@ def peak_bytes(runner: Runner, before: int) -> tuple[int, str]:
     return runner.weight_bytes + runner.cache_bytes, "bytes of weights and cache"
 
 
-def _on_cpu(runner: Runner, new: int) -> Generation:
+def _on_cpu(runner: Runner, new: int, *, prompt_s: float) -> Generation:
     waited, marks = waited_s(), [time.perf_counter()]
     for _ in range(new):
         runner.step()
         marks.append(time.perf_counter())
     run_s = marks[-1] - marks[0]
     steps = (end - start for start, end in pairwise(marks))
-    return Generation(run_s=run_s, step_s=tuple(steps), waited=(waited_s() - waited) / run_s)
+    share = (waited_s() - waited) / run_s
+    return Generation(prompt_s=prompt_s, run_s=run_s, step_s=tuple(steps), waited=share)
 
 
-def _on_gpu(runner: Runner, new: int) -> Generation:
+def _on_gpu(runner: Runner, new: int, *, prompt_s: float) -> Generation:
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(new + 1)]
-    torch.cuda.synchronize()
     start = time.perf_counter()
     marks[0].record()
     for mark in marks[1:]:
@@ -91,4 +105,4 @@ def _on_gpu(runner: Runner, new: int) -> Generation:
     torch.cuda.synchronize()
     run_s = time.perf_counter() - start
     steps = (a.elapsed_time(b) * 1e-3 for a, b in pairwise(marks))
-    return Generation(run_s=run_s, step_s=tuple(steps), waited=0.0)
+    return Generation(prompt_s=prompt_s, run_s=run_s, step_s=tuple(steps), waited=0.0)

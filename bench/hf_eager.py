@@ -16,6 +16,8 @@ from bench.model_weights import ATTENTION, ModelWeights, nbytes_of
 class HfEager:
     """Greedy generation of one sequence with transformers' eager attention and `DynamicCache`."""
 
+    fused = own_gemv = False
+
     def __init__(self, weights: ModelWeights, *, dtype: torch.dtype | None = None) -> None:
         """dtype: of activations; FP16 on a GPU, FP32 on a CPU unless said."""
         self.device = weights.device
@@ -46,6 +48,9 @@ class HfEager:
         return sum(
             layer.keys.nbytes + layer.values.nbytes for layer in layers if layer.keys is not None
         )
+
+    def reserve(self, capacity: int) -> None:
+        """Nothing: this cache grows."""
 
     def start(self, tokens: Sequence[int]) -> None:
         """Begin a new sequence: all but the last token go into the cache, the last is pending."""

@@ -11,6 +11,8 @@ from bench.model_weights import LinearWeight
 from bench.timing import StopRule, copies_for, cuda_graph_sampler, sample_in_turn
 from kernels.layouts import CsrWeight, LutWeight, UniformWeight
 from kernels.layouts.concat import concat_rows
+from kernels.layouts.weights import Weight
+from perfmodel.errors import UsageError
 
 
 class DenseLinear(nn.Module):
@@ -39,7 +41,7 @@ class TwinLinear(nn.Module):
 
     def __init__(
         self,
-        weight: Tensor | LutWeight | UniformWeight,
+        weight: Tensor | Weight,
         sparse: CsrWeight | None,
         bias: Tensor | None,
     ) -> None:
@@ -60,12 +62,15 @@ class TwinLinear(nn.Module):
         return y if self.sparse is None else csr_gemv(token, self.sparse, out=y)
 
 
-def _twin(weight: Tensor | LutWeight | UniformWeight) -> Callable[..., Tensor]:
+def _twin(weight: Tensor | Weight) -> Callable[..., Tensor]:
+    """Raises: UsageError for a layout that has no twin."""
     from kernels import cpu  # numba: a second
 
-    if isinstance(weight, Tensor):
-        return cpu.fp16_gemv
-    return cpu.lut_gemv if isinstance(weight, LutWeight) else cpu.uniform_gemv
+    twins = {LutWeight: cpu.lut_gemv, UniformWeight: cpu.uniform_gemv, Tensor: cpu.fp16_gemv}
+    for kind, twin in twins.items():
+        if isinstance(weight, kind):
+            return twin
+    raise UsageError(f"no CPU kernel runs a {type(weight).__name__}")
 
 
 def linear_module(layer: LinearWeight, dtype: torch.dtype, *, own_gemv: bool = False) -> nn.Module:

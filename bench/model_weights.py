@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bench.llama_config import LlamaConfig, read_config
 from bench.random_weights import random_weight
-from kernels.layouts import CsrWeight, LutWeight, UniformWeight
+from kernels.layouts import CsrWeight
+from kernels.layouts.weights import Weight
 from perfmodel.errors import SpecError, UsageError
 from perfmodel.models import ModelShape
 from quantizer.checkpoint import OUTSIDE, Checkpoint, load_tensors, open_checkpoint
@@ -25,7 +26,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 class LinearWeight:
     """Weight (N, K) of a linear layer: a plain tensor, or packed with its sparse part."""
 
-    weight: Tensor | LutWeight | UniformWeight
+    weight: Tensor | Weight
     sparse: CsrWeight | None = None
     bias: Tensor | None = None
 

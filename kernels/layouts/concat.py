@@ -11,19 +11,20 @@ from kernels.layouts.codebook import Codebook, LutWeight
 from kernels.layouts.codes import PackedCodes
 from kernels.layouts.sparse import CsrWeight, DenseRows, start_rows_of
 from kernels.layouts.uniform import UniformWeight
-
-Packed = LutWeight | UniformWeight
+from kernels.layouts.weights import Weight
 
 
 def concat_rows(
-    weights: Sequence[Packed], sparse: Sequence[CsrWeight | None]
-) -> tuple[Packed, CsrWeight | None] | None:
+    weights: Sequence[Weight], sparse: Sequence[CsrWeight | None]
+) -> tuple[Weight, CsrWeight | None] | None:
     """One weight of all rows in this order; None where one launch could not read it.
 
-    That is so when formats or tiles differ, when only some have a sparse part, and when
-    act-order gives the weights different orders of their columns.
+    That is so when formats or tiles differ, when only some have a sparse part, when act-order
+    gives the weights different orders of their columns, and when tables serve blocks of rows.
     """
     first = weights[0]
+    if not all(isinstance(weight, LutWeight | UniformWeight) for weight in weights):
+        return None
     if len({_geometry(weight) for weight in weights}) > 1:
         return None
     if len({part is None or part.chunk_nnz for part in sparse}) > 1:
@@ -51,7 +52,7 @@ def concat_rows(
     return uniform, apart
 
 
-def _geometry(weight: Packed) -> tuple[object, ...]:
+def _geometry(weight: LutWeight | UniformWeight) -> tuple[object, ...]:
     """What all rows of one launch share."""
     codes = weight.codes
     shared = (codes.bits, codes.columns, codes.tile_codes, codes.order, codes.words.device)

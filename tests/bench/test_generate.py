@@ -88,15 +88,13 @@ def test_a_case_that_would_end_too_late_is_skipped_after_its_warm_up(llama, tmp_
 
 
 @pytest.mark.parametrize(
-    ("run", "refused"),
-    [
-        (Generation(run_s=1.0, step_s=(1.0,), waited=0.5), "waited for a core in 50% of a run"),
-        (Generation(run_s=0.0, step_s=(0.0,), waited=0.0), "not positive"),
-        (Generation(run_s=1.0, step_s=(1.0,), waited=0.0), None),
-    ],
+    ("run_s", "waited", "refused"),
+    [(1.0, 0.5, "waited for a core in 50% of a run"), (0.0, 0.0, "not positive"), (1.0, 0.0, None)],
 )
-def test_a_disturbed_run_is_kept_and_refused(llama, tmp_path, monkeypatch, run, refused):
+def test_a_disturbed_run_is_kept_and_refused(llama, tmp_path, monkeypatch, run_s, waited, refused):
     options = GenerateOptions(model=str(llama), new=(3,), runs=2)
+    run = Generation(prompt_s=0.0, run_s=run_s, step_s=(run_s,), waited=waited)
+    monkeypatch.setattr(generate, "warm_up", lambda *_: 0.0)
     monkeypatch.setattr(generate, "timed_run", lambda *_: run)
     generate.run(options, ResultsFolder(tmp_path), LATER)
     for case in read_measurements(tmp_path):
