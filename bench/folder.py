@@ -37,8 +37,10 @@ class ResultsFolder:
             self._environments.add(environment.id)
 
     def add(self, measurement: Measurement) -> None:
+        """One that was refused is kept, but does not count as done: the next run tries again."""
+        done = {} if measurement.refused else {"key": measurement.key}
         record = msgspec.to_builtins(measurement)
-        self.add_line({"kind": "measurement", "key": measurement.key, "record": record})
+        self.add_line({"kind": "measurement", **done, "record": record})
 
     def add_line(self, line: dict[str, Any]) -> None:
         """Any JSON object with a "kind"; one with a "key" counts as done from now on."""

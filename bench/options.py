@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bench.measuring_options import add_measuring
 from perfmodel.arguments import OneLineParser, count, counts, output_options, size
 
 HISTORY = Path("bench/runs")
@@ -10,6 +11,7 @@ HISTORY = Path("bench/runs")
 
 def add_commands(subparsers: Any) -> None:
     """Every command; each adder stands below, in the order of `--help`."""
+    add_measuring(subparsers, add_command)
     _add_generate(subparsers)
     _add_history(subparsers)
     _add_promote(subparsers)

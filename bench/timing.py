@@ -11,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from bench.cores import waited_s
+from bench.cores import cores_allowed, waited_s
 from bench.measurement import noise
 
 CACHE_MULTIPLE = 2  # copies of the weights exceed this many times the last cache
 LEAST_LAUNCHES = 50  # per CUDA graph
 
+SLOW_CALLS = 4  # times the usual seconds for a subject that is too slow to give enough samples
+LEAST_SAMPLE_S = 2e-4  # a shorter call is repeated within a sample of the CPU
 DISTURBED = 0.02  # share of a CPU sample that was spent waiting for a core
 
 Sampler = Callable[[], float | None]  # seconds of one call; None: disturbed, it does not count
@@ -31,6 +33,7 @@ class StopRule:
     """When a subject has been sampled enough, and when its samples are refused."""
 
     least_samples: int = 30
+    most_samples: int = 1000
     fewest: int = 1  # below it the samples are refused, once the time is up
     least_s: float = 0.2  # spent in the subject
     most_s: float = 10.0  # spent in the subject
@@ -39,7 +42,9 @@ class StopRule:
 
     def is_enough(self, samples_s: Sequence[float], spent_s: float) -> bool:
         """Whether a subject needs no further sample."""
-        if spent_s >= self.most_s:
+        if len(samples_s) < self.fewest and spent_s < SLOW_CALLS * self.most_s:
+            return False
+        if spent_s >= self.most_s or len(samples_s) >= self.most_samples:
             return True
         if len(samples_s) < self.least_samples or spent_s < self.least_s:
             return False
@@ -105,18 +110,29 @@ def refusal(
 
 
 def cpu_sampler(call: Callable[[int], object], copies: int) -> Sampler:
-    """A call on the next copy, by the CPU's clock; None when other processes had our cores."""
-    turns = count()
+    """Calls on the next copies, by the CPU's clock.
+
+    Other processes take our cores meanwhile. On one core the thread's own clock stands still then;
+    several threads wait for each other too, so a sample during which one of them stood in a queue
+    is None.
+    """
+    turns, one_core = count(), len(cores_allowed()) == 1
+    clock = time.thread_time if one_core else time.perf_counter
     for copy in range(min(copies, 3)):  # compile, and touch what is touched once
         call(copy)
+    start = time.perf_counter()
+    call(next(turns) % copies)
+    calls = max(1, int(LEAST_SAMPLE_S / (time.perf_counter() - start)))
 
     def sample_s() -> float | None:
-        copy = next(turns) % copies
-        waited = waited_s()
-        start = time.perf_counter()
-        call(copy)
-        seconds = time.perf_counter() - start
-        return None if waited_s() - waited > DISTURBED * seconds else seconds
+        waited = 0.0 if one_core else waited_s()
+        start = clock()
+        for _ in range(calls):
+            call(next(turns) % copies)
+        seconds = clock() - start
+        if not one_core and waited_s() - waited > DISTURBED * seconds:
+            return None
+        return seconds / calls
 
     return sample_s
 

@@ -1,6 +1,6 @@
 """Names of weight formats: parse "squeezellm-w3-s0.45", refuse what does not exist.
 
-fp16 bf16                        plain
+fp16 bf16 fp32                   plain
 w3, w4.85                        ideal: exactly so many bits, nothing else
 rtn-w4[-g128]                    uniform: scale and zero per row or group
 gptq-w4[-g128][-act]             the same, -act with the activation order stored
@@ -138,7 +138,7 @@ def _near(base: str) -> str:
     import difflib  # only needed for an error message
 
     near = difflib.get_close_matches(base, EXAMPLES, n=2, cutoff=0.6)
-    methods = "fp16, bf16, w<bits>, rtn-, gptq-, awq-, kmeans-, squeezellm-, spqr-, gptvq-"
+    methods = "fp16, bf16, fp32, w<bits>, rtn-, gptq-, awq-, kmeans-, squeezellm-, spqr-, gptvq-"
     return f"did you mean {' or '.join(near)}?" if near else f"have: {methods}"
 
 
@@ -171,7 +171,7 @@ def _check(name: str, words: _Words) -> None:
 
 
 def _plain(words: _Words) -> WeightFormat:
-    return WeightFormat(name=words.method, code_bits=Fraction(16))
+    return WeightFormat(name=words.method, code_bits=Fraction(32 if words.method == "fp32" else 16))
 
 
 def _ideal(words: _Words) -> WeightFormat:
@@ -335,6 +335,7 @@ _ENTRY_BITS = {"int8": (2, 3, 4), "u7": (4,), "sym": (4,)}
 _METHODS: dict[str, tuple[_Builder, set[str], set[str], tuple[Fraction, ...]]] = {
     "fp16": (_plain, set(), set(), ()),
     "bf16": (_plain, set(), set(), ()),
+    "fp32": (_plain, set(), set(), ()),
     "ideal": (_ideal, {"bits"}, {"bits"}, ()),
     "rtn": (_uniform, {"bits", "group"}, {"bits"}, _WHOLE),
     "gptq": (_uniform, {"bits", "group", "act"}, {"bits"}, _WHOLE),

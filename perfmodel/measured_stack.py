@@ -39,7 +39,7 @@ def measured_stack(hw: HardwareSpec) -> Stack:
         source=probe.source,
         devices=(hw.key,),
         bandwidth_steps=_bandwidth_steps(probe, hw),
-        compute_efficiency=_share(probe.fp16_flop_per_s, hw.fp16_matmul_flop_per_s),
+        compute_efficiency=_share(_best_product(probe), hw.fp16_matmul_flop_per_s),
         launch_s=launch_s or 0.0,
         layer_s=0.0,
         layer_cycles=0.0,
@@ -65,6 +65,11 @@ def _bandwidth_steps(probe: Measured, hw: HardwareSpec) -> tuple[tuple[int, floa
     smallest = min((size for size in steps if size), default=0)
     steps[0] = steps[smallest]
     return tuple(sorted(steps.items(), reverse=True))
+
+
+def _best_product(probe: Measured) -> float | None:
+    """FLOP/s of matrix products on FP16 weights: a CPU is faster when it widens them to FP32."""
+    return max(filter(None, (probe.fp16_flop_per_s, probe.fp32_flop_per_s)), default=None)
 
 
 def _share(measured: float | None, nominal: float | None) -> float:

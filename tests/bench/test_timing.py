@@ -38,11 +38,11 @@ def test_a_warm_rotation_is_refused():
 
 def test_the_sampler_takes_the_copies_in_turn():
     seen = []
-    sample = cpu_sampler(seen.append, 3)
-    del seen[:]  # the warm-up
+    sample = cpu_sampler(lambda copy: seen.append(copy) or time.sleep(0.001), 3)
+    del seen[:]  # the warm-up took copy 0 as well
     for _ in range(7):
         assert sample() > 0
-    assert seen == [0, 1, 2, 0, 1, 2, 0]
+    assert seen == [1, 2, 0, 1, 2, 0, 1]
 
 
 def test_subjects_are_sampled_in_turn_until_each_has_enough():
@@ -83,9 +83,16 @@ def test_samples_that_were_disturbed_do_not_count():
 def test_a_call_that_waited_for_a_core_is_no_sample(monkeypatch):
     waited = iter([0.0, 0.0, 5.0, 9.0])  # before and after each call
     monkeypatch.setattr(timing, "waited_s", lambda: next(waited))
-    sample = cpu_sampler(lambda _: None, 1)
+    monkeypatch.setattr(timing, "cores_allowed", lambda: [0, 1])
+    sample = cpu_sampler(lambda _: time.sleep(0.001), 1)
     assert sample() > 0
     assert sample() is None
+
+
+def test_on_one_core_only_our_own_time_counts(monkeypatch):
+    monkeypatch.setattr(timing, "cores_allowed", lambda: [0])
+    sample = cpu_sampler(lambda _: time.sleep(0.05), 1)
+    assert 0 < sample() < 0.01
 
 
 def test_waiting_is_counted_while_two_threads_share_a_core():

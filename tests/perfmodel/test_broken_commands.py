@@ -80,7 +80,10 @@ LISTS = {
 }
 FORMATS = {
     "mistyped-format": (P + "--weights squeezelm-w4", f"{DID_YOU_MEAN}squeezellm-w4"),
-    "unknown-format": (P + "--weights zzz", "no weight format 'zzz'; have: fp16, bf16, w<bits>"),
+    "unknown-format": (
+        P + "--weights zzz",
+        "no weight format 'zzz'; have: fp16, bf16, fp32, w<bits>",
+    ),
     "w0": (P + "--weights w0", "'w0': bits must be above 0 and at most 32"),
     "w99": (P + "--weights w99", "'w99': bits must be above 0 and at most 32"),
     "bits-zero": (P + "--bits 0", "bits must be above 0 and at most 32"),

@@ -1,0 +1,68 @@
+"""What the measuring commands do; imported when one of them runs."""
+
+import argparse
+import sys
+from dataclasses import replace
+
+from bench.contest import Bench
+from bench.host import device_file, hardware_of, write_host
+from bench.kernel_tables import kernels_output
+from bench.kernels import measure_layer
+from bench.peers import PEERS
+from bench.predicted import compare
+from bench.probe import probe
+from bench.probe_tables import probe_output
+from bench.session import measurements_of, open_bench, show
+from bench.subjects import Subject, default_subjects, subject
+from bench.suite import choose_layers, default_layers
+from perfmodel.hardware import host_path, read_device
+from perfmodel.output import render
+
+OK, CHECK_FAILED = 0, 1
+
+
+def cmd_probe(args: argparse.Namespace) -> int:
+    """Measure the device's roofs, write its device file, show them."""
+    bench = open_bench(args)
+    probe(bench)
+    environment = bench.environment
+    file = device_file(environment, measurements_of(args.out, environment.device))
+    path = args.output or host_path()
+    write_host(path, file)
+    print(
+        render(probe_output(read_device(path, source=str(path))), args.rendering or "text"), end=""
+    )
+    print(f"written: {path}", file=sys.stderr)
+    return OK
+
+
+def cmd_kernels(args: argparse.Namespace) -> int:
+    """Check and time the kernels; 1 if one of them is wrong or a layer was never undisturbed."""
+    bench = open_bench(args)
+    subjects = chosen_subjects(args, bench.environment.kind)
+    layers = choose_layers(args.layers) if args.layers else default_layers(bench.environment.kind)
+    peers = () if args.no_peers else PEERS
+    for layer in layers:
+        measure_layer(bench, layer, subjects, peers=peers)
+    return show_kernels(args, bench)
+
+
+def show_kernels(args: argparse.Namespace, bench: Bench) -> int:
+    environment = bench.environment
+    measurements = measurements_of(args.out, environment.device)
+    hardware = hardware_of(environment, measurements)
+    show(args, kernels_output(compare(measurements, hardware), hardware))
+    return OK
+
+
+def chosen_subjects(args: argparse.Namespace, kind: str) -> list[Subject]:
+    """The subjects named, or the default ones, at the batch sizes asked for.
+
+    Raises: UsageError.
+    """
+    names = args.subjects or default_subjects(kind)
+    found = [subject(name) for name in names]
+    if args.batch:
+        single = dict.fromkeys(replace(s, batch=1) for s in found)
+        found = [replace(s, batch=batch) for batch in args.batch for s in single]
+    return found

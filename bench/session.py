@@ -1,0 +1,79 @@
+"""What the measuring commands share: the device, its threads, and the folder of results."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from bench.environment import Environment, Kind, default_kind, this_environment
+from bench.folder import ResultsFolder, read_measurements
+from bench.measurement import Measurement
+from perfmodel.errors import UsageError
+from perfmodel.output import Output, render, rendering_of, text_sink
+
+
+class Again:
+    """A results folder that takes nothing for done: a later measurement of a key wins."""
+
+    def __init__(self, folder: ResultsFolder) -> None:
+        self.folder = folder
+
+    def is_done(self, _key: str) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.folder, name)
+
+
+def open_environment(device: str | None, threads: int | None) -> Environment:
+    """The environment of this process on the device asked for, its threads pinned.
+
+    Raises: UsageError without that device, or for too many threads.
+    """
+    if os.environ.get("TRITON_INTERPRET", "0") == "1":
+        raise UsageError("TRITON_INTERPRET=1 is set: unset it, an interpreted kernel has no time")
+    from bench.cores import use_threads
+
+    used = use_threads(threads)
+    kind: Kind = device or default_kind()
+    if kind == "cuda" and threads is not None:
+        raise UsageError(f"--threads {used} is for a CPU; add --device cpu")
+    return this_environment(kind)
+
+
+def open_bench(args: argparse.Namespace) -> Any:
+    """The Bench of a measuring command; its environment is in the results.
+
+    Raises: UsageError; SpecError if the folder holds a broken results file.
+    """
+    from bench.contest import Bench, rule_of
+    from bench.host import hardware_of
+
+    environment = open_environment(args.device, args.threads)
+    folder = ResultsFolder(args.out)
+    folder.add_environment(environment)
+    try:
+        hardware = hardware_of(environment, measurements_of(args.out, environment.device))
+    except UsageError:  # nobody has probed it yet
+        hardware = None
+    measured = hardware.measured if hardware else None
+    return Bench(
+        environment=environment,
+        results=Again(folder) if args.fresh else folder,
+        rule=rule_of(environment.kind),
+        read_bytes_per_s=measured.read_bytes_per_s if measured else None,
+    )
+
+
+def measurements_of(folder: Path, device: str) -> list[Measurement]:
+    """What a results folder holds about one device; nothing where there are no results yet."""
+    if not (folder / "results.jsonl").exists():
+        return []
+    return [m for m in read_measurements(folder) if m.device == device]
+
+
+def show(args: argparse.Namespace, output: Output) -> None:
+    """Write a command's output where and how it was asked for."""
+    rendering = rendering_of(args.rendering, args.output, "text")
+    with text_sink(args.output) as stream:
+        stream.write(render(output, rendering))
