@@ -27,7 +27,7 @@ class Results(Protocol):
 
     def is_done(self, key: str) -> bool: ...
     def add_environment(self, environment: Environment) -> None: ...
-    def add(self, measurement: Measurement) -> None: ...
+    def add(self, measurement: Measurement, *, try_again: bool = False) -> None: ...
     def add_line(self, line: dict[str, Any]) -> None: ...
 
 
@@ -89,7 +89,7 @@ class Bench:
         found = [second.get(id(c), m) for c, m in zip(contestants, taken, strict=True)]
         for contestant, measurement in zip(contestants, found, strict=True):
             if measurement:
-                self.results.add(measurement)
+                self.results.add(measurement, try_again=True)
             else:
                 about = {"name": contestant.name, **contestant.params}
                 reason = "disturbed: other processes had our cores"

@@ -36,9 +36,9 @@ class ResultsFolder:
             self.add_line({"kind": "environment", "id": environment.id, "record": record})
             self._environments.add(environment.id)
 
-    def add(self, measurement: Measurement) -> None:
-        """One that was refused is kept, but does not count as done: the next run tries again."""
-        done = {} if measurement.refused else {"key": measurement.key}
+    def add(self, measurement: Measurement, *, try_again: bool = False) -> None:
+        """try_again: samples that were refused are kept, but the next run measures them anew."""
+        done = {} if try_again and measurement.refused else {"key": measurement.key}
         record = msgspec.to_builtins(measurement)
         self.add_line({"kind": "measurement", **done, "record": record})
 
