@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 from bench.contest import Bench
+from bench.folder import read_environments, read_measurements
 from bench.host import device_file, hardware_of, write_host
 from bench.kernel_tables import kernels_output
 from bench.kernels import measure_layer
@@ -12,11 +13,14 @@ from bench.peers import PEERS
 from bench.predicted import compare
 from bench.probe import probe
 from bench.probe_tables import probe_output
-from bench.session import measurements_of, open_bench, show
+from bench.session import measurements_of, open_bench
 from bench.subjects import Subject, default_subjects, subject
 from bench.suite import choose_layers, default_layers
+from bench.validate import judge, verdict_output
+from bench.validation_plot import validation_figure
+from perfmodel.errors import UsageError
 from perfmodel.hardware import host_path, read_device
-from perfmodel.output import render
+from perfmodel.output import render, save_figure, write_output
 
 OK, CHECK_FAILED = 0, 1
 
@@ -51,7 +55,8 @@ def show_kernels(args: argparse.Namespace, bench: Bench) -> int:
     environment = bench.environment
     measurements = measurements_of(args.out, environment.device)
     hardware = hardware_of(environment, measurements)
-    show(args, kernels_output(compare(measurements, hardware), hardware))
+    output = kernels_output(compare(measurements, hardware), hardware)
+    write_output(output, args.rendering, args.output)
     return OK
 
 
@@ -66,3 +71,31 @@ def chosen_subjects(args: argparse.Namespace, kind: str) -> list[Subject]:
         single = dict.fromkeys(replace(s, batch=1) for s in found)
         found = [replace(s, batch=batch) for batch in args.batch for s in single]
     return found
+
+
+def cmd_validate(args: argparse.Namespace) -> int:
+    """Hold what a folder holds against its predictions; 1 above a roof or beyond the bar.
+
+    Raises: UsageError for a folder without kernels; SpecError for a broken one.
+    """
+    environments = read_environments(args.out)
+    measurements = read_measurements(args.out)
+    devices = dict.fromkeys(m.device for m in measurements if m.suite == "kernels")
+    if not devices:
+        raise UsageError(f"{args.out}: no kernels were measured; run `python -m bench kernels`")
+    code = OK
+    for device in devices:
+        environment = next(e for e in environments.values() if e.device == device)
+        mine = [m for m in measurements if m.device == device]
+        compared = compare(mine, hardware_of(environment, mine))
+        verdict = judge(compared, mine)
+        output = verdict_output(verdict, compared, environment.device_name)
+        write_output(output, args.rendering, args.output)
+        if args.plot:
+            save_figure(
+                args.plot, lambda v=verdict, d=environment: validation_figure(v, d.device_name)
+            )
+        held = verdict.summaries.get("and fitted, on held-out shapes")
+        missed = args.bar is not None and (held is None or held.median > args.bar / 100)
+        code = CHECK_FAILED if verdict.above_roof or missed else code
+    return code

@@ -15,6 +15,7 @@ def add_measuring(subparsers: Any, add_command: AddCommand) -> None:
     """Every command of this file, in the order of `--help`."""
     _add_probe(subparsers, add_command)
     _add_kernels(subparsers, add_command)
+    _add_validate(subparsers, add_command)
 
 
 def _add_probe(subparsers: Any, add_command: AddCommand) -> None:
@@ -41,6 +42,18 @@ def _add_kernels(subparsers: Any, add_command: AddCommand) -> None:
     )  # fmt: skip
     parser.add_argument("--batch", type=counts, metavar="N,N", help="tokens at once (1)")
     parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    output_options(parser)
+
+
+def _add_validate(subparsers: Any, add_command: AddCommand) -> None:
+    summary = "hold measured kernels against their predictions; exit code 1 above a roof"
+    parser = add_command(subparsers, "validate", summary, run=("bench.commands", "cmd_validate"))
+    folder_option(parser)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="predicted over measured")
+    parser.add_argument(
+        "--bar", type=float, metavar="PERCENT",
+        help="exit code 1 if the median error on held-out shapes is more",
+    )  # fmt: skip
     output_options(parser)
 
 

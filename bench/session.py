@@ -9,7 +9,6 @@ from bench.environment import Environment, Kind, default_kind, this_environment
 from bench.folder import ResultsFolder, read_measurements
 from bench.measurement import Measurement
 from perfmodel.errors import UsageError
-from perfmodel.output import Output, render, rendering_of, text_sink
 
 
 class Again:
@@ -70,10 +69,3 @@ def measurements_of(folder: Path, device: str) -> list[Measurement]:
     if not (folder / "results.jsonl").exists():
         return []
     return [m for m in read_measurements(folder) if m.device == device]
-
-
-def show(args: argparse.Namespace, output: Output) -> None:
-    """Write a command's output where and how it was asked for."""
-    rendering = rendering_of(args.rendering, args.output, "text")
-    with text_sink(args.output) as stream:
-        stream.write(render(output, rendering))
