@@ -197,6 +197,14 @@ def block_of(model: Any, checkpoint: Checkpoint, block: int) -> nn.Module:
     return model.get_submodule(f"{checkpoint.family.blocks}.{block}")
 
 
+def decoder_blocks(model: Any, checkpoint: Checkpoint) -> dict[str, nn.Module]:
+    """All decoder blocks by their names in the model, in their order."""
+    return {
+        f"{checkpoint.family.blocks}.{index}": block_of(model, checkpoint, index)
+        for index in range(checkpoint.blocks)
+    }
+
+
 def skeleton(checkpoint: Checkpoint) -> Any:
     """Embeddings, norms, head and one block in float32: enough to run blocks one after another."""
     model = empty_model(checkpoint, torch.float32, blocks=1)

@@ -13,7 +13,7 @@ from perfmodel.output import as_json
 from quantizer import harness, ledger
 from quantizer.checkpoint import OUTSIDE, Checkpoint, open_checkpoint
 from quantizer.checkpoint_model import load_model, quantized_blocks
-from quantizer.compare import FORECAST_FISHER, Comparison, Setting, compare
+from quantizer.compare import Comparison, Setting, compare
 from quantizer.errors import (
     RESUMABLE_EXIT,
     CheckFailedError,
@@ -44,6 +44,7 @@ from quantizer.plan import Sensitivity, plan_for_bits, plan_for_time, sensitivit
 from quantizer.progress import Progress, duration
 from quantizer.tables import as_table, human_bytes
 
+TOKEN_FISHER_NAME = "fisher-token.safetensors"
 __all__ = ["RESUMABLE_EXIT"]  # the command line's; the commands are found by name
 
 
@@ -244,7 +245,7 @@ def _statistics(
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ledger.prepare(work)
         progress = Progress("Fisher passes", len(calibration.ids))
-        token, sequence = work / FORECAST_FISHER, work / FISHER_NAME
+        token, sequence = work / TOKEN_FISHER_NAME, work / FISHER_NAME
         ensure_fisher(token, checkpoint, calibration, "token", progress=progress.to)
         if wanted:
             ensure_fisher(sequence, checkpoint, calibration, "sequence", progress=progress.to)
@@ -297,7 +298,7 @@ def _print_comparison(lines: list[Comparison], label: str, args: argparse.Namesp
         "true bits: bytes of the packed layers; seconds without the statistics that formats share"
     )
     if any(line.beyond_quadratic for line in lines):
-        print("* beyond the quadratic regime: not to be trusted; GPTQ is overestimated even before")
+        print("* beyond the quadratic regime: not to be trusted")
 
 
 def _short(value: float | str) -> str:

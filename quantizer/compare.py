@@ -1,25 +1,27 @@
 """Several formats of one model side by side: perplexity, forecast, true bits, seconds."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from torch import Tensor
 
 from quantizer import ledger
 from quantizer.calibration import Calibration
-from quantizer.checkpoint import Checkpoint, load_tensors, open_checkpoint, read_tensors
-from quantizer.checkpoint_model import dense_layer, load_model, quantized_blocks
+from quantizer.checkpoint import Checkpoint, load_tensors, open_checkpoint
+from quantizer.checkpoint_model import decoder_blocks, dense_layer, load_model, quantized_blocks
 from quantizer.choose import OutlierRule, uniform_settings
 from quantizer.evaluate import EvaluationText, Perplexity, perplexity
+from quantizer.fisher import change_loss
 from quantizer.fisher_file import NAME as FISHER_NAME
 from quantizer.fisher_file import ensure_fisher
-from quantizer.forecast import beyond_quadratic, forecast_loss, forecast_perplexity
+from quantizer.forecast import beyond_quadratic, forecast_perplexity
 from quantizer.matrix import Settings
 from quantizer.pipeline import Hooks, Job, Summary, quantize
 from quantizer.work import needed
 
-FORECAST_FISHER = "fisher-token.safetensors"
+FORECAST_TOKENS = 2**14  # of the calibration text; the mean of a square settles early
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,21 +70,29 @@ def compare(
     return lines
 
 
-def folder_forecast(checkpoint: Checkpoint, folder: Path, token_fisher: Path) -> float:
-    """Forecast rise of the loss of a quantized checkpoint, in nats per token.
+def checkpoint_forecast(
+    checkpoint: Checkpoint, folder: Path, calibration: Calibration, hooks: Hooks
+) -> float:
+    """Forecast rise of the loss of a quantized checkpoint, in nats per token: one backward pass.
 
-    Raises: CheckpointError.
+    Raises: CheckpointError, StoppedError.
     """
-    total = 0.0
+    model = load_model(checkpoint.folder)
+    changes = {key: dense - weight for key, weight, dense in _pairs(checkpoint, folder)}
+    ids = calibration.ids[: max(1, FORECAST_TOKENS // calibration.ids.shape[1])]
+    blocks = decoder_blocks(model, checkpoint)
+    return change_loss(model, ids, changes, blocks=blocks, progress=hooks.check)
+
+
+def _pairs(checkpoint: Checkpoint, folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Parameter name, weight and its quantized value, of every linear layer."""
     for tensors, records in quantized_blocks(open_checkpoint(folder)):
         for name, record in records.items():
             prefix = f"{name}."
             parts = {p.removeprefix(prefix): t for p, t in tensors.items() if p.startswith(prefix)}
             key = f"{name}.weight"
             weight = load_tensors(checkpoint, [key])[key].float()
-            fisher = read_tensors(token_fisher, [key])[key]
-            total += forecast_loss(weight, dense_layer(name, parts, record), fisher)
-    return total
+            yield key, weight, dense_layer(name, parts, record)
 
 
 def _reference_line(checkpoint: Checkpoint, reference: Perplexity) -> Comparison:
@@ -132,9 +142,8 @@ def _line(setting: Setting, name: str, reference: Perplexity, hooks: Hooks) -> C
 def _forecast(
     setting: Setting, settings: dict[str, Settings], summary: Summary, hooks: Hooks
 ) -> float | None:
+    """None without calibration, and for AWQ, whose weights are those of a rescaled block."""
     calibration = setting.calibration
     if calibration is None or any(one.method == "awq" for one in settings.values()):
         return None
-    path = setting.work / FORECAST_FISHER
-    ensure_fisher(path, setting.checkpoint, calibration, "token", progress=hooks.fisher_pass)
-    return folder_forecast(setting.checkpoint, summary.out, path)
+    return checkpoint_forecast(setting.checkpoint, summary.out, calibration, hooks)

@@ -46,20 +46,11 @@ def fisher_statistics(
 
     Raises: SettingsError if a diagonal is not finite.
     """
-    if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-        raise SettingsError(f"shape of ids is {tuple(ids.shape)}, expected (S, T), T at least 2")
     sums = _zeros(blocks)
-    predicted = ids.shape[1] - 1
-    with _frozen(model):
-        for done, sequence in enumerate(ids, start=1):
-            calls, gradient = _loss_gradient(model, sequence[None], list(blocks.values()))
-            for prefix, block in reversed(blocks.items()):
-                gradient, parts = _backward(block, calls.pop(), gradient)
-                for name, (x, d) in parts.items():
-                    square = _token_square(x, d, predicted) if token else (d.T @ x).square()
-                    sums[f"{prefix}.{name}.weight"] += square.cpu()
-            if progress is not None:
-                progress(done, ids.shape[0])
+    predicted = _predictions(ids)
+    for name, x, d in _layers_backward(model, ids, blocks, progress):
+        square = _token_square(x, d, predicted) if token else (d.T @ x).square()
+        sums[name] += square.cpu()
     if token:
         for total in sums.values():
             total.div_(ids.shape[0] * predicted)
@@ -67,6 +58,57 @@ def fisher_statistics(
         if not bool(torch.isfinite(total).all()):
             raise SettingsError(f"Fisher information of {name} is not finite; use float32 or bf16")
     return sums
+
+
+def change_loss(
+    model: nn.Module,
+    ids: Tensor,
+    changes: Mapping[str, Tensor],
+    *,
+    blocks: Mapping[str, nn.Module],
+    progress: Progress | None = None,
+) -> float:
+    """Forecast rise of the loss, in nats per token, when the weights change by these dW.
+
+    1/2 of the mean over positions of (d_s^T dW x_s)^2, added up over the layers. The diagonal H is
+    its part without products of two weights; where a method lets the errors of a row make up for
+    each other, as GPTQ does, those products are what matters. changes: (N, K) by parameter name.
+
+    Raises: SettingsError.
+    """
+    predicted, total = _predictions(ids), 0.0
+    for name, x, d in _layers_backward(model, ids, blocks, progress):
+        along = ((x @ changes[name].to(x).T) * d).sum(dim=1) * predicted  # (T,)
+        total += float(along.double().square().sum())
+    return 0.5 * total / (ids.shape[0] * predicted)
+
+
+def _layers_backward(
+    model: nn.Module,
+    ids: Tensor,
+    blocks: Mapping[str, nn.Module],
+    progress: Progress | None,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Per sequence, last block first: parameter name, its inputs (T, K) and gradients (T, N).
+
+    The gradients are those of the sequence's mean loss.
+    """
+    with _frozen(model):
+        for done, sequence in enumerate(ids, start=1):
+            calls, gradient = _loss_gradient(model, sequence[None], list(blocks.values()))
+            for prefix, block in reversed(blocks.items()):
+                gradient, parts = _backward(block, calls.pop(), gradient)
+                for name, (x, d) in parts.items():
+                    yield f"{prefix}.{name}.weight", x, d
+            if progress is not None:
+                progress(done, ids.shape[0])
+
+
+def _predictions(ids: Tensor) -> int:
+    """Per sequence. Raises: SettingsError."""
+    if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+        raise SettingsError(f"shape of ids is {tuple(ids.shape)}, expected (S, T), T at least 2")
+    return ids.shape[1] - 1
 
 
 def _token_square(x: Tensor, d: Tensor, predicted: int) -> Tensor:

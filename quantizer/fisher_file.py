@@ -12,7 +12,7 @@ from torch import Tensor
 from quantizer import ledger
 from quantizer.calibration import Calibration
 from quantizer.checkpoint import Checkpoint, hash_tensors, read_tensors
-from quantizer.checkpoint_model import block_of, load_model
+from quantizer.checkpoint_model import decoder_blocks, load_model
 from quantizer.errors import CheckpointError, IdentityError, OutputError
 from quantizer.fisher import fisher_statistics
 from quantizer.lease import patiently_leased
@@ -124,10 +124,7 @@ def _diagonals(
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Tensor]:
     model = load_model(checkpoint.folder)
-    blocks = {
-        f"{checkpoint.family.blocks}.{index}": block_of(model, checkpoint, index)
-        for index in range(checkpoint.blocks)
-    }
+    blocks = decoder_blocks(model, checkpoint)
     return fisher_statistics(
         model, calibration.ids, blocks=blocks, token=kind == "token", progress=progress
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from quantizer.fisher import fisher_statistics
+from quantizer.fisher import change_loss, fisher_statistics
 from quantizer.forecast import forecast_loss
 from quantizer.matrix import SettingsError
 
@@ -97,6 +97,36 @@ def test_the_forecast_is_the_rise_of_the_loss_of_a_model_at_its_optimum():
                 rises.append(float(mean_loss(model, ids)) - before)
             model.get_parameter(name).copy_(weight)
     assert sum(rises) / 2 == pytest.approx(forecast, rel=0.35)
+
+
+def test_the_loss_of_a_single_changed_weight_is_its_diagonal():
+    model, blocks = llama()
+    ids = sequences()
+    fisher = fisher_statistics(model, ids, blocks=blocks, token=True)
+    name = "model.layers.1.mlp.up_proj.weight"
+    changes = {layer: torch.zeros_like(diagonal) for layer, diagonal in fisher.items()}
+    changes[name][5, 7] = 0.125
+    found = change_loss(model, ids, changes, blocks=blocks)
+    assert found == pytest.approx(0.5 * float(fisher[name][5, 7]) * 0.125**2, rel=1e-5)
+    both = {layer: torch.randn(change.shape) for layer, change in changes.items()}
+    assert change_loss(model, ids, both, blocks=blocks) > 0
+
+
+def test_errors_that_make_up_for_each_other_cost_nothing_only_without_the_diagonal():
+    """Two weights of a row whose inputs are always equal, changed by +e and -e."""
+    model, blocks = llama()
+    ids = sequences()
+    with torch.no_grad():  # channels 0 and 1 after the norm are equal: so are all their makers
+        model.model.embed_tokens.weight[:, 1] = model.model.embed_tokens.weight[:, 0]
+        for layer in model.model.layers:
+            for maker in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                maker.weight[1] = maker.weight[0]
+    fisher = fisher_statistics(model, ids, blocks=blocks, token=True)
+    name = "model.layers.1.mlp.up_proj.weight"
+    changes = {layer: torch.zeros_like(diagonal) for layer, diagonal in fisher.items()}
+    changes[name][5, :2] = torch.tensor([0.125, -0.125])
+    diagonal = forecast_loss(torch.zeros_like(fisher[name]), changes[name], fisher[name])
+    assert change_loss(model, ids, changes, blocks=blocks) < 1e-6 * diagonal
 
 
 def test_the_model_is_left_as_it_was():
