@@ -44,7 +44,7 @@ from quantizer.plan import Sensitivity, plan_for_bits, plan_for_time, sensitivit
 from quantizer.progress import Progress, duration
 from quantizer.tables import as_table, human_bytes
 
-TOKEN_FISHER_NAME = "fisher-token.safetensors"
+FORECAST_NAME = "fisher-token.safetensors"
 __all__ = ["RESUMABLE_EXIT"]  # the command line's; the commands are found by name
 
 
@@ -245,7 +245,7 @@ def _statistics(
         work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ledger.prepare(work)
         progress = Progress("Fisher passes", len(calibration.ids))
-        token, sequence = work / TOKEN_FISHER_NAME, work / FISHER_NAME
+        token, sequence = work / FORECAST_NAME, work / FISHER_NAME
         ensure_fisher(token, checkpoint, calibration, "token", progress=progress.to)
         if wanted:
             ensure_fisher(sequence, checkpoint, calibration, "sequence", progress=progress.to)
