@@ -145,8 +145,13 @@ def true_bits(name: str, shapes: Sequence[tuple[int, int]]) -> float:
 
 def layer_shapes(checkpoint: Checkpoint) -> list[tuple[int, int]]:
     """(N, K) of every linear layer of the blocks."""
-    shapes = [checkpoint.tensors[f"{n}.weight"].shape for n in checkpoint.all_linear_names()]
-    return [(shape[0], shape[1]) for shape in shapes]
+    return [layer_shape(checkpoint, name) for name in checkpoint.all_linear_names()]
+
+
+def layer_shape(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
+    """(N, K) of a linear layer."""
+    rows, columns = checkpoint.tensors[f"{name}.weight"].shape
+    return rows, columns
 
 
 def _vector_names(method: str, bits_per_weight: float) -> list[str]:

@@ -11,6 +11,7 @@ import msgspec
 
 from perfmodel.output import as_json
 from quantizer import harness, ledger
+from quantizer.calibration import Calibration
 from quantizer.checkpoint import OUTSIDE, Checkpoint, open_checkpoint
 from quantizer.checkpoint_model import load_model, quantized_blocks
 from quantizer.compare import Comparison, Setting, compare
@@ -40,7 +41,14 @@ from quantizer.inputs import (
 from quantizer.matrix import Settings
 from quantizer.methods import needs
 from quantizer.pipeline import Hooks, Job, check_job, quantize, read_config
-from quantizer.plan import Sensitivity, plan_for_bits, plan_for_time, sensitivities
+from quantizer.plan import (
+    LayerCosts,
+    check_independent,
+    layer_costs,
+    plan_for_bits,
+    plan_for_time,
+    sensitivities,
+)
 from quantizer.progress import Progress, duration
 from quantizer.tables import as_table, human_bytes
 
@@ -124,8 +132,7 @@ def cmd_compare(args: argparse.Namespace) -> None:
         warn_in_domain(calibration.source, args.text)
     progress = Progress("formats", len(formats) + 1)
     with ExitStack() as stack:
-        work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ledger.prepare(work)
+        work = stack.enter_context(_work(args.work))
         hooks = stack.enter_context(stoppable())
         setting = Setting(
             checkpoint=checkpoint,
@@ -147,8 +154,13 @@ def cmd_compare(args: argparse.Namespace) -> None:
 def cmd_sensitivity(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError."""
     checkpoint = open_model(args.model)
-    with _statistics(checkpoint, args, args.forecast) as (token, sequence):
-        rows = _sensitivities(checkpoint, token, args.forecast, sequence)
+    calibration = _required_calibration(checkpoint, args)
+    with _work(args.work) as work:
+        costs = _costs(checkpoint, calibration, args.forecast, work)
+        progress = Progress("Fisher passes", len(calibration.ids))
+        token = work / FORECAST_NAME
+        ensure_fisher(token, checkpoint, calibration, "token", progress=progress.to)
+        rows = sensitivities(token, costs)
     if args.json:
         print(as_json(rows), end="")
         return
@@ -175,13 +187,13 @@ def cmd_allocate(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError; SpecError for a device or stack."""
     checkpoint = open_model(args.model)
     times = step_times_of(args)
-    with _statistics(checkpoint, args, args.formats) as (token, sequence):
-        rows = _sensitivities(checkpoint, token, args.formats, sequence)
-    plan = (
-        plan_for_time(rows, times, args.max_ms_per_token / 1e3)
-        if times
-        else (plan_for_bits(rows, args.bits_per_weight))
-    )
+    calibration = _required_calibration(checkpoint, args)
+    with _work(args.work) as work:
+        costs = _costs(checkpoint, calibration, args.formats, work)
+    if times is None:
+        plan = plan_for_bits(costs, args.bits_per_weight)
+    else:
+        plan = plan_for_time(costs, times, args.max_ms_per_token / 1e3)
     ledger.write_durably(args.output, ledger.as_json(plan))
     used = [*plan.formats.values()]
     shares = ", ".join(f"{used.count(name)} x {name}" for name in args.formats if name in used)
@@ -233,31 +245,37 @@ def cmd_verify(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _statistics(
-    checkpoint: Checkpoint, args: argparse.Namespace, formats: list[str]
-) -> Iterator[tuple[Path, Path | None]]:
-    """Files of token and, where a format needs them, sequence Fisher diagonals."""
+def _work(folder: Path | None) -> Iterator[Path]:
+    """The folder for statistics, or one that goes away."""
+    with ExitStack() as stack:
+        work = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        ledger.prepare(work)
+        yield work
+
+
+def _required_calibration(checkpoint: Checkpoint, args: argparse.Namespace) -> Calibration:
     calibration = calibration_of(checkpoint, args)
     if calibration is None:
         raise UsageError(f"{args.command} needs calibration text; give --calibration FILE")
-    wanted = any("fisher" in needs(Settings(format=name)) for name in formats)
-    with ExitStack() as stack:
-        work = args.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        ledger.prepare(work)
+    return calibration
+
+
+def _costs(
+    checkpoint: Checkpoint, calibration: Calibration, formats: list[str], work: Path
+) -> list[LayerCosts]:
+    """Costs of the formats; Fisher diagonals of sequences are made first if one needs them."""
+    check_independent(formats)
+    sequence = None
+    if any("fisher" in needs(Settings(format=name)) for name in formats):
+        sequence = work / FISHER_NAME
         progress = Progress("Fisher passes", len(calibration.ids))
-        token, sequence = work / FORECAST_NAME, work / FISHER_NAME
-        ensure_fisher(token, checkpoint, calibration, "token", progress=progress.to)
-        if wanted:
-            ensure_fisher(sequence, checkpoint, calibration, "sequence", progress=progress.to)
-        yield token, sequence if wanted else None
-
-
-def _sensitivities(
-    checkpoint: Checkpoint, token: Path, formats: list[str], sequence: Path | None
-) -> list[Sensitivity]:
-    progress = Progress("layers", len(checkpoint.all_linear_names()))
-    return sensitivities(
-        checkpoint, token, formats, sequence_fisher=sequence, on_layer=progress.step
+        ensure_fisher(sequence, checkpoint, calibration, "sequence", progress=progress.to)
+    return layer_costs(
+        checkpoint,
+        formats,
+        calibration.ids,
+        sequence_fisher=sequence,
+        on_format=Progress("formats", len(formats)).step,
     )
 
 

@@ -1,7 +1,7 @@
 """Several formats of one model side by side: perplexity, forecast, true bits, seconds."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,18 +10,16 @@ from torch import Tensor
 from quantizer import ledger
 from quantizer.calibration import Calibration
 from quantizer.checkpoint import Checkpoint, load_tensors, open_checkpoint
-from quantizer.checkpoint_model import decoder_blocks, dense_layer, load_model, quantized_blocks
+from quantizer.checkpoint_model import dense_layer, load_model, quantized_blocks
 from quantizer.choose import OutlierRule, uniform_settings
 from quantizer.evaluate import EvaluationText, Perplexity, perplexity
-from quantizer.fisher import change_loss
 from quantizer.fisher_file import NAME as FISHER_NAME
 from quantizer.fisher_file import ensure_fisher
 from quantizer.forecast import beyond_quadratic, forecast_perplexity
+from quantizer.forecast_pass import forecast_losses
 from quantizer.matrix import Settings
 from quantizer.pipeline import Hooks, Job, Summary, quantize
 from quantizer.work import needed
-
-FORECAST_TOKENS = 2**14  # of the calibration text; the mean of a square settles early
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,29 +68,20 @@ def compare(
     return lines
 
 
-def checkpoint_forecast(
-    checkpoint: Checkpoint, folder: Path, calibration: Calibration, hooks: Hooks
-) -> float:
-    """Forecast rise of the loss of a quantized checkpoint, in nats per token: one backward pass.
+def checkpoint_changes(checkpoint: Checkpoint, folder: Path) -> dict[str, Tensor]:
+    """What quantizing has added to each linear weight, by parameter name.
 
-    Raises: CheckpointError, StoppedError.
+    Raises: CheckpointError.
     """
-    model = load_model(checkpoint.folder)
-    changes = {key: dense - weight for key, weight, dense in _pairs(checkpoint, folder)}
-    ids = calibration.ids[: max(1, FORECAST_TOKENS // calibration.ids.shape[1])]
-    blocks = decoder_blocks(model, checkpoint)
-    return change_loss(model, ids, changes, blocks=blocks, progress=hooks.check)
-
-
-def _pairs(checkpoint: Checkpoint, folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Parameter name, weight and its quantized value, of every linear layer."""
+    changes = {}
     for tensors, records in quantized_blocks(open_checkpoint(folder)):
         for name, record in records.items():
             prefix = f"{name}."
             parts = {p.removeprefix(prefix): t for p, t in tensors.items() if p.startswith(prefix)}
             key = f"{name}.weight"
             weight = load_tensors(checkpoint, [key])[key].float()
-            yield key, weight, dense_layer(name, parts, record)
+            changes[key] = dense_layer(name, parts, record) - weight
+    return changes
 
 
 def _reference_line(checkpoint: Checkpoint, reference: Perplexity) -> Comparison:
@@ -146,4 +135,6 @@ def _forecast(
     calibration = setting.calibration
     if calibration is None or any(one.method == "awq" for one in settings.values()):
         return None
-    return checkpoint_forecast(setting.checkpoint, summary.out, calibration, hooks)
+    changes = checkpoint_changes(setting.checkpoint, summary.out)
+    losses = forecast_losses(setting.checkpoint, changes, calibration.ids, hooks.check)
+    return sum(losses.values())

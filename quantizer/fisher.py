@@ -60,27 +60,29 @@ def fisher_statistics(
     return sums
 
 
-def change_loss(
+def change_losses(
     model: nn.Module,
     ids: Tensor,
     changes: Mapping[str, Tensor],
     *,
     blocks: Mapping[str, nn.Module],
     progress: Progress | None = None,
-) -> float:
-    """Forecast rise of the loss, in nats per token, when the weights change by these dW.
+) -> dict[str, float]:
+    """Forecast rise of the loss, in nats per token, when a weight changes by dW, by its name.
 
-    1/2 of the mean over positions of (d_s^T dW x_s)^2, added up over the layers. The diagonal H is
-    its part without products of two weights; where a method lets the errors of a row make up for
-    each other, as GPTQ does, those products are what matters. changes: (N, K) by parameter name.
+    1/2 of the mean over positions of (d_s^T dW x_s)^2. The diagonal H is its part without products
+    of two weights: where the errors of a row go together, or make up for each other as GPTQ lets
+    them, those products decide. changes: (N, K) by parameter name; layers without one are skipped.
 
     Raises: SettingsError.
     """
-    predicted, total = _predictions(ids), 0.0
+    predicted = _predictions(ids)
+    sums = dict.fromkeys(changes, 0.0)
     for name, x, d in _layers_backward(model, ids, blocks, progress):
-        along = ((x @ changes[name].to(x).T) * d).sum(dim=1) * predicted  # (T,)
-        total += float(along.double().square().sum())
-    return 0.5 * total / (ids.shape[0] * predicted)
+        if name in changes:
+            along = ((x @ changes[name].to(x).T) * d).sum(dim=1) * predicted  # (T,)
+            sums[name] += float(along.double().square().sum())
+    return {name: 0.5 * total / (ids.shape[0] * predicted) for name, total in sums.items()}
 
 
 def _layers_backward(

@@ -1,16 +1,14 @@
 """The loss of a quantized model before it is measured, and formats chosen by it.
 
-To second order the mean loss rises by dNLL = 1/2 sum_ij H_ij dW_ij^2, H the per-token Fisher
-diagonal of `fisher`. Good within 4 % of the perplexity while dNLL < 0.35; beyond it the true loss
-is higher. Per layer the increases add up, so a budget can be spent where it saves most.
+To second order the mean loss of a layer whose weight changes by dW rises by 1/2 of the mean over
+positions of (d_s^T dW x_s)^2 (`fisher.change_losses`), and the rises of layers are added up. Beyond
+dNLL = 0.35 the true loss is higher. So a budget can be spent where it saves most.
 """
 
 from collections.abc import Mapping
 from itertools import pairwise
 from math import exp
 from typing import NamedTuple
-
-from torch import Tensor
 
 from perfmodel.errors import UsageError
 
@@ -22,12 +20,6 @@ class Choice(NamedTuple):
 
     cost: float  # in the unit of the budget: bytes, or seconds on a device
     loss: float  # forecast dNLL
-
-
-def forecast_loss(weight: Tensor, dequantized: Tensor, token_fisher: Tensor) -> float:
-    """dNLL of replacing an (N, K) weight, in nats per token."""
-    change = dequantized.double() - weight.double()
-    return 0.5 * float((token_fisher.double() * change.square()).sum())
 
 
 def forecast_perplexity(perplexity: float, loss: float) -> float:

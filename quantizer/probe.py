@@ -16,6 +16,7 @@ from quantizer.awq import search_scale
 from quantizer.calibration import Calibration
 from quantizer.checkpoint import Checkpoint, hash_tensors, load_tensors
 from quantizer.checkpoint_model import block_of, empty_model
+from quantizer.choose import layer_shape
 from quantizer.fisher import fisher_statistics
 from quantizer.matrix import Settings, Statistics
 from quantizer.methods import needs, quantize_matrix
@@ -58,13 +59,13 @@ def methods_s(checkpoint: Checkpoint, settings: dict[str, Settings], threads: in
     """The methods themselves, all layers one after another, with at most so many threads."""
     kinds: dict[tuple[int, str], list[str]] = {}
     for name, one in settings.items():
-        kinds.setdefault((_shape(checkpoint, name)[1], one.format), []).append(name)
+        kinds.setdefault((layer_shape(checkpoint, name)[1], one.format), []).append(name)
     total = Seconds(0.0, 0.0)
     with limited_threads(threads):
         for names in kinds.values():
             rates = [_layer_rate(checkpoint, n, settings[n]) for n in (names[0], names[-1])]
             for name in names:
-                total += _span(rate.of(_shape(checkpoint, name)[0]) for rate in rates)
+                total += _span(rate.of(layer_shape(checkpoint, name)[0]) for rate in rates)
     return total
 
 
@@ -129,11 +130,6 @@ def limited_threads(threads: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         numba.set_num_threads(before[1])
-
-
-def _shape(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
-    rows, columns = checkpoint.tensors[f"{name}.weight"].shape
-    return rows, columns
 
 
 def _layer_rate(checkpoint: Checkpoint, name: str, settings: Settings) -> Rate:

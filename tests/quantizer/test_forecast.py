@@ -3,7 +3,6 @@
 from itertools import product
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,16 +10,8 @@ from perfmodel.errors import UsageError
 from quantizer.forecast import (
     allocate,
     beyond_quadratic,
-    forecast_loss,
     forecast_perplexity,
 )
-
-
-def test_the_forecast_is_half_the_weighted_square():
-    weight = torch.tensor([[1.0, 2.0]])
-    fisher = torch.tensor([[4.0, 10.0]])
-    assert forecast_loss(weight, torch.tensor([[1.5, 2.0]]), fisher) == 0.5  # 1/2 x 4 x 0.25
-    assert forecast_loss(weight, weight, fisher) == 0.0
 
 
 def test_perplexity_is_the_exponential_of_the_loss():

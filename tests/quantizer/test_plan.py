@@ -14,18 +14,15 @@ from perfmodel.workload import Workload
 from quantizer.cli import main
 from quantizer.device_time import StepTimes, step_times
 from quantizer.errors import UsageError
-from quantizer.plan import Sensitivity, plan_for_bits, plan_for_time
+from quantizer.plan import LayerCosts, plan_for_bits, plan_for_time
 from tests.quantizer.models import BLOCKS, write_model
 
 FP16 = parse_format("fp16")
 # a is as large as b and twice as sensitive; b is slower in w4, on a device that decodes slowly
 ROWS = [
-    Sensitivity(
+    LayerCosts(
         layer=layer,
         shape=(10, 80),
-        fisher_mean=0,
-        fisher_share=0,
-        top_share=0,
         losses={"w3": 2 * factor, "w4": factor},
         nbytes={"w3": 300, "w4": 400},
     )
