@@ -54,15 +54,13 @@ class Decoder:
         """
         config, shape = weights.config, weights.config.shape
         self.device, self.longest = weights.device, shape.max_positions
-        on_gpu = self.device.type == "cuda"
-        self.dtype = dtype or (torch.float16 if on_gpu else torch.float32)
-        self.functions = compiled() if on_gpu else Functions()
+        self.graphed = self.device.type == "cuda"
+        self.dtype = dtype or (torch.float16 if self.graphed else torch.float32)
+        self.functions = compiled() if self.graphed else Functions()
         self.heads = Heads(shape.heads, shape.kv_heads, shape.head_dim, shape.sliding_window)
         self.own_gemv = own_gemv
-        self.epsilon, self.frequencies = (
-            config.norm_epsilon,
-            config.rope.frequencies(shape.head_dim),
-        )
+        self.epsilon = config.norm_epsilon
+        self.frequencies = config.rope.frequencies(shape.head_dim)
         self.embedding, self.norm = weights.embedding, weights.norm.to(self.dtype)
         self.head = linear_module(weights.head, self.dtype, own_gemv=own_gemv)
         self.weight_bytes = weights.outer_bytes
@@ -121,7 +119,7 @@ class Decoder:
 
     def prepare(self) -> None:
         """Capture every graph that a sequence of this capacity needs; on a CPU there are none."""
-        if self.device.type == "cuda":
+        if self.graphed:
             with torch.inference_mode():
                 for rows in sorted({self._length(rows) for rows in range(1, self.capacity + 1)}):
                     self._graph(rows)
@@ -132,7 +130,7 @@ class Decoder:
         Raises: CacheFullError.
         """
         self._check_room(self.used + 1)
-        if self.device.type == "cuda":
+        if self.graphed:
             self._graph(self.used + 1).replay()
         else:
             self._step(self.used + 1)

@@ -7,6 +7,7 @@ the result of every operation once, to 2^-11: `fp16`.
 """
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -184,6 +185,24 @@ def test_functions_are_traced_without_a_break(llama, monkeypatch):
     ours.functions = compiled()
     assert all(a is not b for a, b in zip(ours.functions, Functions(), strict=True))
     assert ours.generate([1, 4], 5) == expected
+
+
+def test_graphs_of_powers_of_two_say_what_exact_lengths_say(llama, monkeypatch):
+    """A stand-in for a CUDA graph runs the step that was captured, for as many rows."""
+    expected, ours = decoder(llama).generate([1, 4], 40), decoder(llama, capacity=41)
+    captured = []
+
+    def capture(length):
+        captured.append(length)
+        return SimpleNamespace(replay=lambda: ours._step(length))
+
+    monkeypatch.setattr("bench.decoder.LEAST_LENGTH", 8)
+    monkeypatch.setattr(ours, "_capture", capture)
+    ours.graphed = True
+    ours.prepare()
+    assert captured == [8, 16, 32, 41]
+    assert ours.generate([1, 4], 40) == expected
+    assert captured == [8, 16, 32, 41]
 
 
 @pytest.mark.parametrize(
