@@ -13,8 +13,28 @@ def add_commands(subparsers: Any) -> None:
     """Every command; each adder stands below, in the order of `--help`."""
     add_measuring(subparsers, add_command)
     _add_generate(subparsers)
+    _add_report(subparsers)
+    _add_doctor(subparsers)
     _add_history(subparsers)
     _add_promote(subparsers)
+
+
+def _add_report(subparsers: Any) -> None:
+    summary = "a results folder as one page, as Markdown and as CSV"
+    parser = add_command(subparsers, "report", summary, run=("bench.report.command", "cmd_report"))
+    parser.add_argument("folder", type=Path, metavar="RESULTS", help="--out of the other commands")
+    parser.add_argument("--device", metavar="NAME", help="where RESULTS has several")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="one of them: .html, .md or .csv (all three, beside the results)",
+    )  # fmt: skip
+    _history_option(parser)
+
+
+def _add_doctor(subparsers: Any) -> None:
+    summary = "what this machine can measure, and what will be skipped"
+    parser = add_command(subparsers, "doctor", summary, run=("bench.doctor", "cmd_doctor"))
+    output_options(parser)
 
 
 def _add_history(subparsers: Any) -> None:

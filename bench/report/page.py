@@ -71,6 +71,7 @@ def _table(table: Table) -> str:
     classes = [' class="number"' if column.right else "" for column in table.columns]
     headings = [c.heading for c in table.columns]
     head = "".join(f"<th{c}>{escape(h)}</th>" for c, h in zip(classes, headings, strict=True))
+    head = f"<thead><tr>{head}</tr></thead>" if any(headings) else ""
     lines = []
     for row in table.rows:
         cells = zip(classes, table.cells(row), strict=True)
@@ -79,10 +80,7 @@ def _table(table: Table) -> str:
     body = "\n".join(lines)
     notes = "".join(f"<p>{escape(line)}</p>" for line in filter(None, table.head))
     foot = "".join(f"<p>{escape(line)}</p>" for line in filter(None, table.foot))
-    return (
-        f'{notes}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>\n{body}\n</tbody></table></div>{foot}"
-    )
+    return f'{notes}<div class="scroll"><table>{head}<tbody>\n{body}\n</tbody></table></div>{foot}'
 
 
 def _figure(key: str, number: int, drawing: Drawing) -> str:
