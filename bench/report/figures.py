@@ -78,8 +78,8 @@ def _draw_roofs(axes: "Axes", hw: HardwareSpec, span: tuple[float, float]) -> No
         xs = [low, ridge, high]
         axes.plot(xs, [min(x, ridge) * bandwidth for x in xs], color="black", linewidth=width,
                   zorder=1)  # fmt: skip
-        axes.annotate(f"{name}: {si(bandwidth, 'B/s')}", (low, low * bandwidth), (6, 9 * width),
-                      textcoords="offset points", fontsize=7.5)  # fmt: skip
+        axes.annotate(f"{name}: {si(bandwidth, 'B/s')}", (low, low * bandwidth), (16, -4),
+                      textcoords="offset points", va="top", fontsize=7.5)  # fmt: skip
 
 
 def _roofs(hw: HardwareSpec) -> list[tuple[str, float, float | None, float]]:
