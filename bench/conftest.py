@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.environment import Environment, default_kind, this_environment
+from bench.cores import use_threads
+from bench.environment import Environment
 from bench.history.store import History, new_run
 from bench.measurement import Measurement
 from bench.replay import (
@@ -22,6 +23,7 @@ from bench.replay import (
     refuse,
     replay,
 )
+from bench.session import open_environment
 
 ENVIRONMENT = pytest.StashKey[Environment]()
 MEASURED = pytest.StashKey[list[Measurement]]()
@@ -33,9 +35,13 @@ def pytest_addoption(parser):
     group = parser.getgroup("latency history")
     group.addoption("--history", metavar="DIR", type=Path, help="add what is measured as one run")
     group.addoption("--confirms", metavar="RUN", help="this run repeats RUN in a fresh process")
+    group.addoption("--device", choices=("cuda", "cpu"), help="(the GPU where there is one)")
+    group.addoption("--threads", metavar="N", type=int, help="of a CPU, one per core (all)")
 
 
 def pytest_configure(config):
+    if config.getoption("threads"):
+        use_threads(config.getoption("threads"))  # before numba is imported
     config.stash[MEASURED] = []
     config.stash[COMPARED] = {}
     config.stash[LINES] = []
@@ -118,5 +124,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 def _environment(config) -> Environment:
     if ENVIRONMENT not in config.stash:
-        config.stash[ENVIRONMENT] = this_environment(default_kind())
+        config.stash[ENVIRONMENT] = open_environment(
+            config.getoption("device"), config.getoption("threads")
+        )
     return config.stash[ENVIRONMENT]

@@ -45,20 +45,28 @@ def open_bench(args: argparse.Namespace) -> Any:
 
     Raises: UsageError; SpecError if the folder holds a broken results file.
     """
+    environment = open_environment(args.device, args.threads)
+    return bench_of(environment, args.out, fresh=args.fresh)
+
+
+def bench_of(environment: Environment, out: Path, *, fresh: bool = False) -> Any:
+    """The Bench of an environment, its results in a folder.
+
+    Raises: SpecError if the folder holds a broken results file.
+    """
     from bench.contest import Bench, rule_of
     from bench.host import hardware_of
 
-    environment = open_environment(args.device, args.threads)
-    folder = ResultsFolder(args.out)
+    folder = ResultsFolder(out)
     folder.add_environment(environment)
     try:
-        hardware = hardware_of(environment, measurements_of(args.out, environment.device))
+        hardware = hardware_of(environment, measurements_of(out, environment.device))
     except UsageError:  # nobody has probed it yet
         hardware = None
     measured = hardware.measured if hardware else None
     return Bench(
         environment=environment,
-        results=Again(folder) if args.fresh else folder,
+        results=Again(folder) if fresh else folder,
         rule=rule_of(environment.kind),
         read_bytes_per_s=measured.read_bytes_per_s if measured else None,
     )

@@ -80,7 +80,7 @@ def verdict_output(run: Run, baseline: Sequence[Run], findings: Sequence[Finding
     return Output(
         document=lambda: document,
         rows=lambda: rows,
-        tables=lambda: [Table(head=head, columns=columns, rows=rows, foot=foot)],
+        tables=lambda: [Table(head=head, columns=columns if rows else (), rows=rows, foot=foot)],
     )
 
 

@@ -40,6 +40,8 @@ SAMPLES = {  # of all sizes, with all bits in use
 def bench(pytester, monkeypatch):
     """A function that runs a benchmark file like those of bench/, in this process."""
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", dict)  # takes a second
+    monkeypatch.setattr("bench.cores.use_threads", lambda _threads: 1)  # leave this process alone
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # set by the tests of the kernels
     pytester.makeconftest('pytest_plugins = ["bench.conftest"]')
     pytester.makepyfile(BENCHMARK)
 
