@@ -13,15 +13,18 @@ from statistics import median
 import torch
 from msgspec.structs import replace
 
-from bench.environment import Environment, Kind, this_environment, throttle_reasons
+from bench.environment import Environment, Kind, throttle_reasons
 from bench.folder import ResultsFolder
 from bench.generate_source import GenerateOptions, Source, build, sources, workload
 from bench.generation import Generation, Runner, peak_bytes, timed_run, warm_up
+from bench.host import hardware_of
 from bench.measurement import Measurement, Scalar
+from bench.session import measurements_of
 from bench.timing import CACHE_MULTIPLE, DISTURBED, StopRule, refusal
-from perfmodel.errors import PerfmodelError
+from perfmodel.errors import UsageError
 from perfmodel.footprint import footprint
 from perfmodel.hardware import HardwareSpec, load_hardware
+from perfmodel.measured_stack import measured_stack
 from perfmodel.prediction import cache_ops, constant_ops, predict
 from perfmodel.stack_files import load_stack
 from perfmodel.workload import Workload, first_pass
@@ -55,6 +58,7 @@ class Session:
 
 def run(
     options: GenerateOptions,
+    environment: Environment,
     results: ResultsFolder,
     deadline_s: float,
     *,
@@ -67,14 +71,13 @@ def run(
 
     Raises: UsageError, SpecError.
     """
-    environment = this_environment(options.kind)
     results.add_environment(environment)
     session = Session(
         results=results,
         environment=environment,
         options=options,
         deadline_s=deadline_s,
-        hardware=known_hardware(options, environment),
+        hardware=known_hardware(options, environment, results),
         say=say or (lambda _: None),
         skipped=[],
     )
@@ -84,13 +87,15 @@ def run(
     return session.skipped
 
 
-def known_hardware(options: GenerateOptions, environment: Environment) -> HardwareSpec | None:
-    """The device to predict for: as asked, else this one, where somebody described it."""
+def known_hardware(
+    options: GenerateOptions, environment: Environment, results: ResultsFolder
+) -> HardwareSpec | None:
+    """The device to predict for: as asked, else this one, as probed or by its datasheet."""
     if options.hardware is not None:
         return load_hardware(options.hardware)
     try:
-        return load_hardware("host" if environment.kind == "cpu" else environment.device)
-    except PerfmodelError:
+        return hardware_of(environment, measurements_of(results.path, environment.device))
+    except UsageError:  # nobody has probed it yet
         return None
 
 
@@ -105,7 +110,7 @@ def _run_source(session: Session, source: Source, stack: str) -> None:
         session.skip(cases.pop(), problem)
     if not cases:
         return
-    kind = session.options.kind
+    kind = session.environment.kind
     before = torch.cuda.memory_allocated() if kind == "cuda" else 0
     capacity = session.options.prompt + int(cases[0].params["new"])
     runner = build(source, stack, kind=kind, capacity=capacity)
@@ -158,7 +163,7 @@ def _problem(session: Session, source: Source, case: Measurement) -> str | None:
     """Why a case cannot be run now, or None."""
     if session.seconds_left <= 0:
         return "no time left"
-    free = free_bytes(session.options.kind)
+    free = free_bytes(session.environment.kind)
     asked = workload(source, prompt=session.options.prompt, new=int(case.params["new"]))
     needed = footprint(asked, free).total_bytes
     if needed * SLACK > free:
@@ -214,12 +219,17 @@ def prompt_tokens(prompt: int, vocabulary: int) -> list[int]:
 
 
 def predicted(asked: Workload, hw: HardwareSpec | None) -> dict[str, Scalar]:
-    """The ideal roofline's time of the whole generation, and of its prompt; or nothing known."""
+    """The ideal roofline's time of a generation and its prompt, and the probe's; where known."""
     if hw is None:
         return {"predicted_s": None, "predicted_device": None}
     found = predict(asked, hw, load_stack("ideal"))
-    prompt = {"predicted_prompt_s": found.prefill.time_s} if found.prefill else {}
-    return {"predicted_s": found.time_s, "predicted_device": hw.key, **prompt}
+    facts = {"predicted_s": found.time_s, "predicted_device": hw.key}
+    if found.prefill:
+        facts["predicted_prompt_s"] = found.prefill.time_s
+    stack = measured_stack(hw) if hw.measured else None
+    if stack and stack.knows(asked.policy.linear):
+        facts["calibrated_s"] = predict(asked, hw, stack).time_s
+    return facts
 
 
 def _store(

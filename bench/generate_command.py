@@ -12,6 +12,7 @@ from bench.generate import SUITE, run
 from bench.generate_source import GenerateOptions, sources
 from bench.generate_view import generate_table, paper_rows, paper_table, row
 from bench.measurement import Measurement
+from bench.session import Again, open_environment
 from perfmodel.errors import UsageError
 from perfmodel.measurement import load_measurements
 from perfmodel.output import Output, write_output
@@ -19,11 +20,13 @@ from perfmodel.output import Output, write_output
 
 def cmd_generate(args: argparse.Namespace) -> int:
     """Exit codes: 0 ok, 1 when a checkpoint's text is not that of its dequantized model."""
-    options = options_of(args)
     if args.check is not None:
-        return _check(options, args.check)
-    results = ResultsFolder(args.out)
-    skipped = run(options, results, time.monotonic() + 60 * args.minutes, say=_say)
+        return _check(args)
+    options = options_of(args)
+    environment, folder = open_environment(args.device, args.threads), ResultsFolder(args.out)
+    results = Again(folder) if args.fresh else folder
+    deadline_s = time.monotonic() + 60 * args.minutes
+    skipped = run(options, environment, results, deadline_s, say=_say)
     wanted = {source.format_name for source in sources(options)}
     cases = [case for case in read_measurements(args.out) if _is_asked(case, options, wanted)]
     if cases:
@@ -34,28 +37,26 @@ def cmd_generate(args: argparse.Namespace) -> int:
 
 
 def options_of(args: argparse.Namespace) -> GenerateOptions:
-    """Raises: UsageError for a GPU that is not there."""
-    kind = args.device or default_kind()
+    """The arguments as `run` takes them."""
     return GenerateOptions(
         model=args.model,
-        weights=args.weights and tuple(name.strip() for name in args.weights.split(",")),
+        weights=args.weights and tuple(args.weights),
         new=tuple(args.new),
         prompt=args.prompt,
         stacks=tuple(args.stack),
         layers=args.layers,
         runs=args.runs,
         hardware=args.hardware,
-        kind=kind,
     )
 
 
-def _check(options: GenerateOptions, tokens: int) -> int:
+def _check(args: argparse.Namespace) -> int:
     from bench.text_check import check_text  # transformers: seconds
 
-    folder = Path(options.model)
+    folder = Path(args.model)
     if not folder.is_dir():
-        raise UsageError(f"--check: {options.model} is no checkpoint folder")
-    found = check_text(folder, kind=options.kind, new=tokens)
+        raise UsageError(f"--check: {args.model} is no checkpoint folder")
+    found = check_text(folder, kind=args.device or default_kind(), new=args.check)
     print(f"{folder.resolve().name}: {found.sentence}")
     return 0 if found.ok else 1
 

@@ -41,7 +41,6 @@ class GenerateOptions(msgspec.Struct, frozen=True, kw_only=True):
     layers: int | None = None  # fewer blocks than the model has; None: all
     runs: int = 3
     hardware: str | None = None  # device to predict for; None: this one, where it is known
-    kind: Kind = "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +58,9 @@ def sources(options: GenerateOptions) -> Iterator[Source]:
 
     Raises: UsageError, SpecError.
     """
+    for stack in options.stacks:
+        if stack not in STACKS:
+            raise UsageError(f"no stack {stack!r} to run; have: {', '.join(STACKS)}")
     folder, whole = Path(options.model), load_model(options.model)
     longest = options.prompt + max(options.new)
     if longest > whole.max_positions:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from bench.cores import waited_s
+from bench.cores import cores_allowed, waited_s
 from bench.decoder import Decoder
 
 WARM_STEPS = 3  # enough to compile the rest, and to touch every weight
@@ -37,7 +37,7 @@ class Generation:
     """Seconds of one generation, and of the prompt before it."""
 
     prompt_s: float  # on the host's clock
-    run_s: float  # on the host's clock, from the first step to the last token
+    run_s: float  # on the host's clock (a thread's, on one core), first step to last token
     step_s: tuple[float, ...]  # on the device's clock: their sum is below run_s
     waited: float  # share of the run in which our CPU threads stood in a queue for a core
 
@@ -85,13 +85,16 @@ def peak_bytes(runner: Runner, before: int) -> tuple[int, str]:
 
 
 def _on_cpu(runner: Runner, new: int, *, prompt_s: float) -> Generation:
-    waited, marks = waited_s(), [time.perf_counter()]
+    """On one core the thread's own clock stands still while another process has it."""
+    one_core = len(cores_allowed()) == 1
+    clock = time.thread_time if one_core else time.perf_counter
+    waited, marks = waited_s(), [clock()]
     for _ in range(new):
         runner.step()
-        marks.append(time.perf_counter())
+        marks.append(clock())
     run_s = marks[-1] - marks[0]
     steps = (end - start for start, end in pairwise(marks))
-    share = (waited_s() - waited) / run_s
+    share = 0.0 if one_core else (waited_s() - waited) / run_s
     return Generation(prompt_s=prompt_s, run_s=run_s, step_s=tuple(steps), waited=share)
 
 

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from bench import generate
 from bench.cli import main
+from bench.environment import this_environment
 from bench.folder import ResultsFolder, read_lines, read_measurements
 from bench.generate import prompt_tokens, totals
 from bench.generate_source import GenerateOptions, Source, sources, workload
@@ -31,6 +32,16 @@ def llama(tmp_path_factory):
     return write(tmp_path_factory.mktemp("models") / "llama")
 
 
+@pytest.fixture(autouse=True)
+def _compiled_kernels(monkeypatch):
+    """Kernel tests ask for Triton's interpreter in the whole process."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+def run(options, folder, deadline_s=LATER):
+    return generate.run(options, this_environment("cpu"), ResultsFolder(folder), deadline_s)
+
+
 def measured(name="fp16", seconds=3.0, **params):
     params = {
         "model": "llama-7b", "layers": 32, "prompt": 0, "new": 128, "batch": 1, "stack": "memwall",
@@ -52,7 +63,7 @@ def test_every_run_and_every_step_is_kept_and_nothing_is_measured_twice(
     options = GenerateOptions(
         model=str(llama), new=(3, 5), runs=2, hardware="a6000", stacks=("memwall", "hf-eager")
     )
-    assert generate.run(options, ResultsFolder(tmp_path), LATER) == []
+    assert run(options, tmp_path) == []
     found = read_measurements(tmp_path)
     runs = [m for m in found if m.suite == "generate"]
     steps = [m for m in found if m.suite == "generate-step"]
@@ -61,20 +72,21 @@ def test_every_run_and_every_step_is_kept_and_nothing_is_measured_twice(
     ]  # fmt: skip
     assert [len(m.samples_s) for m in runs] == [2] * 4
     assert [len(m.samples_s) for m in steps] == [6, 10, 6, 10]
-    for run, step in zip(runs, steps, strict=True):
-        assert sum(run.samples_s) >= sum(step.samples_s)
-        assert run.facts["peak_bytes"] == run.facts["weight_bytes"] + run.facts["cache_bytes"]
-        assert run.facts["predicted_s"] > 0
+    for whole, step in zip(runs, steps, strict=True):
+        assert sum(whole.samples_s) == pytest.approx(sum(step.samples_s))
+        facts = whole.facts
+        assert facts["peak_bytes"] == facts["weight_bytes"] + facts["cache_bytes"]
+        assert facts["predicted_s"] > 0
     monkeypatch.setattr(generate, "build", lambda *_, **__: pytest.fail("measured twice"))
-    assert generate.run(options, ResultsFolder(tmp_path), LATER) == []
+    assert run(options, tmp_path) == []
 
 
 def test_a_case_without_time_or_memory_is_skipped_with_the_reason(llama, tmp_path, monkeypatch):
     options = GenerateOptions(model=str(llama), new=(3,))
     monkeypatch.setattr(generate, "build", lambda *_, **__: pytest.fail("was loaded"))
-    assert generate.run(options, ResultsFolder(tmp_path), 0.0) == ["fp16, 3 new: no time left"]
+    assert run(options, tmp_path, 0.0) == ["fp16, 3 new: no time left"]
     monkeypatch.setattr(generate, "free_bytes", lambda _: 1000)
-    (reason,) = generate.run(options, ResultsFolder(tmp_path), LATER)
+    (reason,) = run(options, tmp_path)
     assert reason.startswith("fp16, 3 new: out of memory: needs 0.0 GB, 0.0 GB are free")
     kinds = [line["kind"] for line in read_lines(tmp_path / "results.jsonl")]
     assert kinds == ["environment", "skipped", "skipped"]
@@ -83,7 +95,7 @@ def test_a_case_without_time_or_memory_is_skipped_with_the_reason(llama, tmp_pat
 def test_a_case_that_would_end_too_late_is_skipped_after_its_warm_up(llama, tmp_path, monkeypatch):
     options = GenerateOptions(model=str(llama), new=(3,))
     monkeypatch.setattr(generate, "warm_up", lambda *_: 1000.0)
-    (reason,) = generate.run(options, ResultsFolder(tmp_path), time.monotonic() + 100)
+    (reason,) = run(options, tmp_path, time.monotonic() + 100)
     assert reason.startswith("fp16, 3 new: would take 3000 s, ")
 
 
@@ -93,10 +105,10 @@ def test_a_case_that_would_end_too_late_is_skipped_after_its_warm_up(llama, tmp_
 )
 def test_a_disturbed_run_is_kept_and_refused(llama, tmp_path, monkeypatch, run_s, waited, refused):
     options = GenerateOptions(model=str(llama), new=(3,), runs=2)
-    run = Generation(prompt_s=0.0, run_s=run_s, step_s=(run_s,), waited=waited)
+    found = Generation(prompt_s=0.0, run_s=run_s, step_s=(run_s,), waited=waited)
     monkeypatch.setattr(generate, "warm_up", lambda *_: 0.0)
-    monkeypatch.setattr(generate, "timed_run", lambda *_: run)
-    generate.run(options, ResultsFolder(tmp_path), LATER)
+    monkeypatch.setattr(generate, "timed_run", lambda *_: found)
+    run(options, tmp_path)
     for case in read_measurements(tmp_path):
         assert (case.refused is None) if refused is None else (refused in case.refused)
 
@@ -189,6 +201,7 @@ def test_the_check_is_an_exit_code(llama, capsys, monkeypatch):
         (["--model", "llama-7"], 2, "no model 'llama-7'"),
         (["--weights", "squeezlm-w3"], 2, "no weight format"),
         (["--weights", "w4"], 2, "no kernel runs weights 'w4'"),
+        (["--stack", "vllm"], 2, "no stack 'vllm' to run; have: memwall, hf-eager"),
         (["--layers", "33"], 2, "--layers 33: llama-7b has 32"),
         (["--new", "0"], 2, "found 0, expected a whole number from 1 on"),
         (["--new", "4096"], 2, "4096 tokens: llama-7b was made for 2048"),
