@@ -5,22 +5,30 @@ K is 28672, the largest of the LLaMA shapes, so that the inner loop is not unrol
 
 from collections.abc import Mapping
 
+from kernels.bilevel_gemv import ELEMENT
 from kernels.case import KernelCase
 from kernels.csr_spmv import ROW_BLOCK
 from kernels.fp16_gemv import BLOCK as FP16_BLOCK
 from kernels.launch import ROWS
-from kernels.layouts.codes import DEFAULT_TILE_CODES
+from kernels.layouts.bilevel import BITS as BILEVEL_BITS
+from kernels.layouts.codes import DEFAULT_TILE_CODES, K_ALIGN, codes_per_group
+from kernels.layouts.vector import FORMS, table_block
 from kernels.lut_csr_fused import sparse_constants
 from kernels.lut_gemm import ROWS as GEMM_ROWS
 from kernels.lut_gemm import STEP as GEMM_STEP
 from kernels.plan import (
+    BILEVEL_PACK,
     GEMM_REGISTERS,
+    VECTOR_PACK,
+    WARP,
+    bilevel_constants,
     exact_constants,
     grouped_constants,
     int_constants,
     mma_constants,
+    vector_constants,
 )
-from kernels.ptx import codes_per_group
+from kernels.sparse_device import SPARSE_BLOCK
 
 COLUMNS = 28672
 
@@ -105,7 +113,9 @@ def kernel_cases(arch: int) -> tuple[KernelCase, ...]:
     ]
     uniform = [_uniform(path, bits) for path in _X for bits in (2, 3, 4, 8)]
     uniform += [_grouped(bits) for bits in (2, 3, 4, 8)]
-    return (*luts, _gather(), *fused, *gemms, *uniform, _fp16(), _csr_rows())
+    vectors = [_vector(dim, bits) for dim, bits in FORMS]
+    vectors += [_bilevel(bits, sparse) for bits in BILEVEL_BITS for sparse in (False, True)]
+    return (*luts, _gather(), *fused, *gemms, *uniform, *vectors, _fp16(), _csr_rows())
 
 
 def _lut(path: str, kind: str, bits: int) -> KernelCase:
@@ -245,6 +255,63 @@ def _grouped(bits: int) -> KernelCase:
         weight_bits=bits,
         weights_per_iteration=ROWS * block,
         invariants=_uniform_invariants("exact", bits),
+        least_share=_ALWAYS,
+    )
+
+
+def _vector(dim: int, bits: int) -> KernelCase:
+    """Tables that cost 0.125 bits per weight and their scales, as in GPTVQ's main setting."""
+    constants = vector_constants(dim, bits)
+    entries, codes = 2**bits, codes_per_group(bits)
+    block_rows, block_columns = table_block(entries * dim * 64)
+    table = "*i16" if dim == 2 and not constants["TABLE"] else "*i32"
+    words = "*i64" if dim == 4 else "*i32"
+    signature = _types("words_ptr", *_TABLE, *_OUTPUT) | {"table_ptr": table, "words_ptr": words}
+    return KernelCase(
+        name=f"gptvq{dim}d-w{bits / dim:g}",
+        module="kernels.vector_gemv",
+        function="vector_gemv_kernel",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs={
+            "TOTAL": COLUMNS // dim // codes,
+            "T": K_ALIGN // dim // codes,
+            "PARTS": 1,
+            "TABLE_ROWS": block_rows,
+            "ROW_TABLES": COLUMNS // block_columns,
+            "TILES_PER_TABLE": block_columns // K_ALIGN,
+            **constants,
+        },
+        weight_bits=bits / dim + (entries * dim * 8 + 16) / (block_rows * block_columns),
+        weights_per_iteration=ROWS * VECTOR_PACK[dim, bits] * WARP * codes * dim,
+        invariants={"HFMA2": 1.0},
+        least_share={"a6000": 1.0},
+    )
+
+
+def _bilevel(bits: int, sparse: bool) -> KernelCase:
+    signature = _types("x_ptr", "words_ptr", "codes_ptr", *_CSR[:3], *_OUTPUT)
+    signature |= {"first_ptr": "*i16", "second_ptr": "*i32"}
+    if not sparse:  # what stands in for the sparse part
+        signature |= {"pointers_ptr": "*i32", "columns_ptr": "*i32", "values_ptr": "*fp16"}
+    constants = bilevel_constants(bits)
+    return KernelCase(
+        name=f"spqr{bits}{'-csr' if sparse else ''}",
+        module="kernels.bilevel_gemv",
+        function="bilevel_gemv_kernel",
+        signature=signature,
+        divisible=_pointers(signature),
+        constexprs={
+            "TOTAL": COLUMNS // ELEMENT,
+            "TILE": K_ALIGN // ELEMENT,
+            "PARTS": 1,
+            "SPARSE": sparse,
+            "SPARSE_BLOCK": SPARSE_BLOCK,
+            **constants,
+        },
+        weight_bits=bits + 10 / 16,  # 6 per row and group, 64 per block of 16 rows
+        weights_per_iteration=ROWS * WARP * BILEVEL_PACK * ELEMENT,
+        invariants={"HFMA2": 0.98},  # some of the products are HMUL2 on some targets
         least_share=_ALWAYS,
     )
 

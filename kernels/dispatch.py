@@ -4,46 +4,47 @@ tokens   LUT of 2..4 bits, uniform per row    8-bit LUT, groups, act-order
 1        GEMV, fused with the sparse part     GEMV (+ sparse SpMV)
 2..16    GEMM, decoding once (+ sparse SpMM)  dequantize (+ sparse), matmul
 more     dequantize (+ sparse), matmul        dequantize (+ sparse), matmul
+
+Vector codebooks and bilevel scales have a GEMV, fused with the sparse part; for more tokens torch
+dequantizes them.
 """
 
 import torch
 from torch import Tensor
 
+from kernels.bilevel_gemv import bilevel_gemv
 from kernels.configs import gemm_tokens
 from kernels.csr_spmv import csr_spmm, csr_spmv
 from kernels.dequantize import dequantize
+from kernels.layouts.bilevel import BilevelWeight
 from kernels.layouts.codebook import LutWeight
 from kernels.layouts.sparse import CsrWeight
-from kernels.layouts.uniform import UniformWeight, dequantize_uniform
+from kernels.layouts.uniform import UniformWeight
+from kernels.layouts.vector import VectorWeight
+from kernels.layouts.weights import Weight, dequantized
 from kernels.lut_csr_fused import lut_csr_gemv
 from kernels.lut_gemm import ROWS, lut_gemm
 from kernels.lut_gemv import lut_gemv
 from kernels.uniform_gemv import uniform_gemv
+from kernels.vector_gemv import vector_gemv
 
 
-def matmul_ref(
-    x: Tensor, weight: LutWeight | UniformWeight, sparse: CsrWeight | None = None
-) -> Tensor:
+def matmul_ref(x: Tensor, weight: Weight, sparse: CsrWeight | None = None) -> Tensor:
     """Y = X (W + S)^T in FP64, plain PyTorch. x (M, K) -> (M, N) float64."""
-    from kernels.layouts.codebook import dequantize_lut
-    from kernels.layouts.sparse import dequantize_csr
-
-    dense = dequantize_lut(weight) if isinstance(weight, LutWeight) else dequantize_uniform(weight)
-    if sparse is not None:
-        dense = dense + dequantize_csr(sparse)
-    return x.double() @ dense.double().T
+    return x.double() @ dequantized(weight, sparse).double().T
 
 
-def paths(weight: LutWeight | UniformWeight) -> tuple[str, ...]:
+def paths(weight: Weight) -> tuple[str, ...]:
     """The paths that the GEMV of a weight has; `int` of an FP16 table needs its fixed point."""
     if isinstance(weight, UniformWeight):
         has_int = weight.group_size >= weight.codes.columns and weight.act_order != "gather"
     else:
-        has_int = weight.codes.bits < 8 and weight.codebook.kind != "sym"
+        has_int = isinstance(weight, LutWeight) and weight.codes.bits < 8
+        has_int = has_int and weight.codebook.kind != "sym"
     return ("exact", "int") if has_int else ("exact",)
 
 
-def choose(weight: LutWeight | UniformWeight, tokens: int) -> str:
+def choose(weight: Weight, tokens: int) -> str:
     """`gemv`, `gemm` or `dequantize`, from the table above."""
     if tokens == 1:
         return "gemv"
@@ -52,7 +53,7 @@ def choose(weight: LutWeight | UniformWeight, tokens: int) -> str:
 
 def matmul(
     x: Tensor,
-    weight: LutWeight | UniformWeight,
+    weight: Weight,
     sparse: CsrWeight | None = None,
     *,
     path: str = "exact",
@@ -71,18 +72,23 @@ def matmul(
         blocks = -(-weight.shape[0] // ROWS)  # fewer than the GEMV's groups of four rows
         y = lut_gemm(x, weight, counters=None if counters is None else counters[:blocks])
         return y if sparse is None else (y + csr_spmm(x, sparse)).to(x.dtype)
+    if isinstance(weight, VectorWeight | BilevelWeight):
+        return x @ dequantized(weight, sparse).to(x.dtype).T
     if isinstance(weight, UniformWeight):
         if weight.act_order == "gather":
-            return x @ dequantize_uniform(weight).to(x.dtype).T
+            return x @ dequantized(weight).to(x.dtype).T
         if weight.act_order == "fold":
             x = x.index_select(1, weight.order)
     return x @ dequantize(weight, sparse).T
 
 
 def _gemv(
-    x: Tensor, weight: LutWeight | UniformWeight, sparse: CsrWeight | None, path: str,
-    counters: Tensor | None,
+    x: Tensor, weight: Weight, sparse: CsrWeight | None, path: str, counters: Tensor | None
 ) -> Tensor:  # fmt: skip
+    if isinstance(weight, VectorWeight):
+        return vector_gemv(x, weight, counters=counters)
+    if isinstance(weight, BilevelWeight):
+        return bilevel_gemv(x, weight, sparse, counters=counters)
     if isinstance(weight, UniformWeight):
         return uniform_gemv(x, weight, path=path, counters=counters)
     if sparse is None:
@@ -94,7 +100,9 @@ def _gemv(
     return (y + csr_spmv(x, sparse, out=torch.empty_like(y))).to(x.dtype)
 
 
-def _has_gemm(weight: LutWeight | UniformWeight) -> bool:
+def _has_gemm(weight: Weight) -> bool:
     if isinstance(weight, LutWeight):
         return weight.codes.bits < 8 and weight.codebook.kind != "int16"
+    if not isinstance(weight, UniformWeight):
+        return False
     return weight.group_size >= weight.codes.columns and weight.act_order is None

@@ -9,10 +9,11 @@ from kernels import ops
 from kernels.checks import check_choice, check_tensor, fail
 from kernels.dispatch import paths
 from kernels.launch import new_counters
+from kernels.layouts.bilevel import BilevelWeight
 from kernels.layouts.codebook import LutWeight, to_fixed_point
 from kernels.layouts.sparse import CsrWeight
 from kernels.layouts.tensors import from_tensors, to_tensors
-from kernels.layouts.uniform import UniformWeight
+from kernels.layouts.weights import Weight
 
 TENSORS = (
     "words", "table", "scale", "order", "row_pointers", "columns", "values", "start_rows",
@@ -29,7 +30,7 @@ class QuantizedLinear(nn.Module):
 
     def __init__(
         self,
-        weight: LutWeight | UniformWeight,
+        weight: Weight,
         sparse: CsrWeight | None = None,
         bias: Tensor | None = None,
         *,
@@ -41,8 +42,8 @@ class QuantizedLinear(nn.Module):
         """
         super().__init__()
         check_choice("path", path, paths(weight))
-        if sparse is not None and not isinstance(weight, LutWeight):
-            raise fail("sparse", "given with a uniform weight", "None")
+        if sparse is not None and not isinstance(weight, LutWeight | BilevelWeight):
+            raise fail("sparse", f"given with a {type(weight).__name__}", "None")
         rows, columns = weight.shape
         if bias is not None:
             check_tensor("bias", bias, dtype=torch.float16, shape=(rows,), device=weight.device)
@@ -83,7 +84,7 @@ class QuantizedLinear(nn.Module):
         geometry = (kind, meta["bits"], meta["columns"], meta["tile_codes"])
         if self.row_pointers is not None:
             y = ops.sparse_linear(
-                tokens, self.words, table, scale, self.row_pointers, self.columns,
+                tokens, self.words, table, scale, self.order, self.row_pointers, self.columns,
                 self.values, self.dense_values, self.dense_rows, self.counters, *geometry,
                 self.path,
             )  # fmt: skip

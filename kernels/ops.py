@@ -55,6 +55,7 @@ def _sparse_linear(
     words: Tensor,
     table: Tensor,
     scale: Tensor | None,
+    order: Tensor | None,
     row_pointers: Tensor,
     sparse_columns: Tensor,
     values: Tensor,
@@ -67,11 +68,12 @@ def _sparse_linear(
     tile_codes: int,
     path: str,
 ) -> Tensor:
-    """Y = X (W + S)^T with a LUT weight; x (M, K) float16 -> (M, N) float16."""
+    """Y = X (W + S)^T with a LUT or a bilevel weight; x (M, K) float16 -> (M, N) float16."""
     tensors = {
         "words": words,
         "table": table,
         "scale": scale,
+        "order": order,
         "row_pointers": row_pointers,
         "columns": sparse_columns,
         "values": values,

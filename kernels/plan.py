@@ -1,21 +1,36 @@
 """Compile-time constants of the GEMV kernels: which assembly step, and how to undo its scaling.
 
 Plain numbers and strings from (kind, bits, tile), so that launchers and the ahead-of-time report
-compile the same kernel. Imports neither torch nor triton.
+compile the same kernel. Imports no triton.
 """
 
 from kernels import ptx
+from kernels.layouts.codes import codes_per_group, words_per_group
+from kernels.layouts.vector import IN_REGISTERS
 from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry_scale
 
 WARP = 32  # lanes; a tile is read by one warp
 GEMM_REGISTERS = 255  # left alone, ptxas stops `lut_gemm_kernel` at 168 and spills
 GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 8: 128}  # groups of codes per warp and step
+# Groups of codes per lane and step of the vector kernels, by (dim, bits): at most 32 registers of
+# activations.
+VECTOR_PACK = {
+    (1, 2): 4,
+    (1, 3): 2,
+    (1, 4): 4,
+    (2, 4): 4,
+    (2, 5): 1,
+    (2, 6): 2,
+    (2, 8): 4,
+    (4, 8): 4,
+}
+BILEVEL_PACK = 2
 SCALES = {"fp16": 0, "sym": 0, "int8": 1, "int16": 1, "u7": 2, "u7sum": 2, "uniform": 2}
 
 
 def exact_constants(kind: str, bits: int, tile_codes: int) -> dict[str, object]:
     """Constants of `exact_rows` and `scale_rows`: FP16 products of the decoded entries."""
-    pack = tile_codes // ptx.codes_per_group(bits) // WARP
+    pack = tile_codes // codes_per_group(bits) // WARP
     step = ptx.exact_step(kind, bits, pack)
     has_zero = SCALES[kind] == 2
     sum_text, sum_constraints = ptx.sum_step(step.inputs, pack) if has_zero else ("", "")
@@ -41,7 +56,7 @@ def decode_constants(kind: str, bits: int) -> dict[str, object]:
 
 def int_constants(kind: str, bits: int, tile_codes: int) -> dict[str, object]:
     """Constants of `int_rows` and `scale_rows`: integer products of entries as they are stored."""
-    pack = tile_codes // ptx.codes_per_group(bits) // WARP
+    pack = tile_codes // codes_per_group(bits) // WARP
     step = ptx.int_step(kind, bits, pack)
     return {**_operands(step), **_scaling(kind, 1.0, -INT8_CENTRE if kind == "int8" else 0.0)}
 
@@ -75,6 +90,45 @@ def grouped_constants(bits: int) -> dict[str, object]:
         "CONSTRAINTS": step.constraints,
         "SUM_TEXT": sum_text,
         "SUM_CONSTRAINTS": sum_constraints,
+    }
+
+
+def vector_kind(dim: int, bits: int) -> str:
+    """How a vector codebook is looked up: from registers, or by a gather per code."""
+    return f"{'vector' if (dim, bits) in IN_REGISTERS else 'gathered'}{dim}"
+
+
+def vector_constants(dim: int, bits: int) -> dict[str, object]:
+    """Constants of `vector_gemv`, besides the geometry of rows and tables."""
+    pack = VECTOR_PACK[dim, bits]
+    step = ptx.vector_step(vector_kind(dim, bits), bits, pack)
+    return {
+        "BLOCK": WARP * pack,
+        "DIM": dim,
+        "WORDS": words_per_group(bits),
+        "INPUTS": step.inputs,
+        "TABLE": step.table,
+        "BITS": bits,
+        "QUADS": 0 if step.table else codes_per_group(bits) // 4,
+        "TEXT": step.text,
+        "CONSTRAINTS": step.constraints,
+        "GAIN": 1 / ENTRY_SCALE,
+    }
+
+
+def bilevel_constants(bits: int) -> dict[str, object]:
+    """Constants of `bilevel_gemv`, besides the geometry of rows."""
+    step = ptx.bilevel_step(bits, BILEVEL_PACK)
+    sum_text, sum_constraints = ptx.pair_sums_step(step.inputs // 2, BILEVEL_PACK)
+    return {
+        "BLOCK": WARP * BILEVEL_PACK,
+        "WORDS": step.words,
+        "TEXT": step.text,
+        "CONSTRAINTS": step.constraints,
+        "SUM_TEXT": sum_text,
+        "SUM_CONSTRAINTS": sum_constraints,
+        "GAIN": 1 / uniform_entry_scale(bits),
+        "CENTRE": float(2 ** (bits - 1)),
     }
 
 

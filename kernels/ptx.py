@@ -12,10 +12,14 @@ import struct
 from dataclasses import dataclass
 from functools import cache
 
+from kernels.layouts.codes import codes_per_group, words_per_group
 from kernels.ptx_pairs import decode_pairs
 from kernels.ptx_quads import quad_products
 
 CHAIN = 16  # half2 products added in FP16 before their sum is promoted to FP32
+
+# Pairs of columns per code of a vector codebook.
+VECTOR_PAIRS = {"vector1": 0.5, "vector2": 1, "gathered2": 1, "gathered4": 2}
 
 # Adds tid.x >> 24, which is always zero: the compiler can no longer prove that the address of the
 # table is the same in all lanes, and keeps the table in vector registers. PRMT takes at most one
@@ -38,14 +42,6 @@ class Step:
     words: int  # registers of codes per group
     inputs: int  # activation registers per group: pairs, or the quads of both planes
     table: int  # registers of the row's table
-
-
-def codes_per_group(bits: int) -> int:
-    return 32 if bits == 3 else 32 // bits
-
-
-def words_per_group(bits: int) -> int:
-    return 3 if bits == 3 else 1
 
 
 def table_words(kind: str, bits: int) -> int:
@@ -109,6 +105,102 @@ def grouped_step(bits: int, pack: int, gain: float, centre: float) -> Step:
         inputs=pairs,
         table=0,
     )
+
+
+@cache
+def vector_step(kind: str, bits: int, pack: int) -> Step:
+    """acc += scale * sum of entry * activation; the kinds of `VECTOR_PAIRS`.
+
+    Operands: words, activation pairs, table, scale, acc -> acc. For the gathered kinds `words` are
+    the entries themselves, one per code.
+    """
+    codes, gathered = codes_per_group(bits), kind.startswith("gathered")
+    words = codes if gathered else words_per_group(bits)
+    pairs = int(codes * VECTOR_PAIRS[kind])
+    table = 0 if gathered else (1 << bits) * int(2 * VECTOR_PAIRS[kind]) // 4
+    names, constraints = _operands(pack, "f", "r" * (words + pairs + table) + "ff")
+    out, own, x, entries, scale, acc = _split(names, 1, words, pairs, table, 1, 1)
+    lines = ["mov.f32 sum, 0f00000000"]
+    for lane in range(pack):
+        lines += _products(
+            decode_pairs(kind, bits, _lane(own, lane), _lane(entries, 0)), _lane(x, lane),
+            first=lane * pairs, last=pack * pairs - 1,
+        )  # fmt: skip
+    lines.append(f"fma.rn.f32 sum, sum, {scale[0][0]}, {acc[0][0]}")
+    return Step(
+        text=_text(lines, out[0], acc[0]),
+        constraints=constraints,
+        words=words,
+        inputs=pairs,
+        table=table,
+    )
+
+
+@cache
+def bilevel_step(bits: int, pack: int) -> Step:
+    """acc += scale0 * (first half of 32 codes) + scale1 * (second half), per lane.
+
+    Operands: `bits` words, 16 activation pairs, scale0, scale1, acc -> acc. Of every word the first
+    half of its pairs is in the first half; 3-bit codes are one group of three words.
+    """
+    names, constraints = _operands(pack, "f", "r" * (bits + 16) + "fff")
+    out, own, x, scale0, scale1, acc = _split(names, 1, bits, 16, 1, 1, 1)
+    lines = [".reg .f32 total", f"mov.f32 total, {acc[0][0]}"]
+    for lane in range(pack):
+        codes, pairs = _lane(own, lane), _lane(x, lane)
+        if bits == 3:
+            decoded = decode_pairs("uniform", 3, codes, [])
+            halves = [(decoded[:8], pairs[:8]), (decoded[8:], pairs[8:])]
+        else:
+            by_word = [decode_pairs("uniform", bits, [word], []) for word in codes]
+            half = 8 // bits  # pairs of a word
+            halves = [
+                (
+                    [pair for word in by_word for pair in word[h * half : (h + 1) * half]],
+                    [
+                        pairs[k * bits + p]
+                        for p in range(bits)
+                        for k in range(h * half, (h + 1) * half)
+                    ],
+                )
+                for h in (0, 1)
+            ]
+        for scale, (decode, activations) in zip((scale0, scale1), halves, strict=True):
+            lines += ["mov.f32 sum, 0f00000000", *_products(decode, activations, first=0, last=7)]
+            lines.append(f"fma.rn.f32 total, sum, {scale[0][lane]}, total")
+    lines.append("mov.f32 sum, total")
+    text = _text(lines, out[0], acc[0])
+    return Step(text=text, constraints=constraints, words=bits, inputs=16, table=0)
+
+
+def _bilevel_halves(
+    bits: int, words: list[str], x: list[str]
+) -> list[tuple[list[list[str]], list[str]]]:
+    """Per half of 32 codes, the lines of its eight pairs and the activations they meet."""
+    if bits == 3:
+        decoded = decode_pairs("uniform", 3, words, [])
+        return [(decoded[:8], x[:8]), (decoded[8:], x[8:])]
+    by_word = [decode_pairs("uniform", bits, [word], []) for word in words]
+    per_half = 8 // bits  # pairs of a word; pair k of word p meets activations k * bits + p
+    halves = []
+    for pairs in (range(per_half), range(per_half, 2 * per_half)):
+        decode = [word[k] for word in by_word for k in pairs]
+        halves.append((decode, [x[k * bits + p] for p in range(bits) for k in pairs]))
+    return halves
+
+
+@cache
+def pair_sums_step(pairs: int, pack: int) -> tuple[str, str]:
+    """The sum of the activations in `pairs` registers, per lane; operands x -> sums."""
+    names, constraints = _operands(pack, "f", "r" * pairs)
+    out, x = _split(names, 1, pairs)
+    lines = [f".reg .f32 {', '.join(f'r{lane}' for lane in range(pack))}"]
+    for lane in range(pack):
+        first, *rest = _lane(x, lane)
+        lines += [f"mov.b32 a, {first}", *(f"add.rn.f16x2 a, a, {term}" for term in rest)]
+        lines += ["mov.f32 sum, 0f00000000", *_promote("a"), f"mov.f32 r{lane}, sum"]
+    lines += [f"mov.f32 {out[0][lane]}, r{lane}" for lane in range(pack)]
+    return _join([*_SCRATCH, *lines]), constraints
 
 
 @cache

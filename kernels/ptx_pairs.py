@@ -93,6 +93,35 @@ def _int8(bits: int, words: list[str], table: list[str]) -> list[list[str]]:
     return pairs
 
 
+def _vector2(bits: int, words: list[str], table: list[str]) -> list[list[str]]:
+    """16 pairs of int8 entries, a plane per component: a code is a pair of columns."""
+    _require_4(bits, "vector2")
+    pairs = []
+    for select in nibble_selectors(bits, words):
+        look = [*select, *lookup("L", table[:4], bits), *lookup("H", table[4:], bits)]
+        for merge in ("prmt.b32 g, L, H, 0x5140", "prmt.b32 g, L, H, 0x7362"):
+            two = [
+                [f"prmt.b32 h, g, 0x64646464, {selector}", *_centred(INT8_CENTRE)]
+                for selector in ("0x4140", "0x4342")
+            ]
+            pairs += _after([*look, merge], two)
+            look = []
+    return pairs
+
+
+def _gathered2(_bits: int, words: list[str], _table: list[str]) -> list[list[str]]:
+    """Each word holds a pair of int8 entries in its low half."""
+    return [[f"prmt.b32 h, {word}, 0x64646464, 0x4140", *_centred(INT8_CENTRE)] for word in words]
+
+
+def _gathered4(_bits: int, words: list[str], _table: list[str]) -> list[list[str]]:
+    """Each word holds four int8 entries: two pairs."""
+    pairs = []
+    for word in words:
+        pairs += _after([f"mov.b32 L, {word}"], _bytes_to_pairs(INT8_CENTRE))
+    return pairs
+
+
 def _u7(bits: int, words: list[str], table: list[str]) -> list[list[str]]:
     _require_4(bits, "u7")
     pairs = []
@@ -147,4 +176,14 @@ def _fields(bits: int, word: str) -> list[list[str]]:
     return pairs
 
 
-_KINDS = {"fp16": _fp16, "int8": _int8, "u7": _u7, "sym": _sym, "uniform": _uniform}
+_KINDS = {
+    "fp16": _fp16,
+    "int8": _int8,
+    "u7": _u7,
+    "sym": _sym,
+    "uniform": _uniform,
+    "vector1": _int8,
+    "vector2": _vector2,
+    "gathered2": _gathered2,
+    "gathered4": _gathered4,
+}

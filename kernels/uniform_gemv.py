@@ -39,7 +39,7 @@ def uniform_gemv_ref(x: Tensor, weight: UniformWeight) -> Tensor:
 
 
 @triton.jit
-def _load_planes(ptr, index, T: tl.constexpr, COUNT: tl.constexpr, inside, MASKED: tl.constexpr):
+def load_planes(ptr, index, T: tl.constexpr, COUNT: tl.constexpr, inside, MASKED: tl.constexpr):
     """COUNT vectors: word `plane` of the groups `index`, in tiles of T groups."""
     base = ptr + (index // T) * (T * COUNT) + index % T
     vectors = ()
@@ -61,7 +61,7 @@ def _add_block(
 ):  # fmt: skip
     PACK: tl.constexpr = BLOCK // 32
     inside = index < TOTAL
-    xs = _load_planes(words_ptr, index, T, INPUTS, inside, MASKED)
+    xs = load_planes(words_ptr, index, T, INPUTS, inside, MASKED)
     zero = tl.zeros((BLOCK,), tl.float32)
     total = tl.inline_asm_elementwise(
         SUM_TEXT, SUM_CONSTRAINTS, xs + (zero,), dtype=tl.float32, is_pure=True, pack=PACK
@@ -75,7 +75,7 @@ def _add_block(
     out = ()
     for row in tl.static_range(4):
         words = codes_ptr + rows[row] * (TOTAL * WORDS)
-        codes = _load_planes(words, index, T, WORDS, inside, MASKED)
+        codes = load_planes(words, index, T, WORDS, inside, MASKED)
         where = lane_scale_ptr + rows[row] * ROW_SCALES
         if MASKED:
             scale = tl.load(where, mask=lane_tile * T < TOTAL, other=0)
@@ -143,9 +143,7 @@ def gather_order_gemv(
     for step in range((TOTAL + BLOCK - 1) // BLOCK):
         index = step * BLOCK + lanes
         tile, local = index // T, index % T
-        words = _load_planes(
-            codes_ptr + row * (TOTAL * WORDS), index, T, WORDS, index < TOTAL, True
-        )
+        words = load_planes(codes_ptr + row * (TOTAL * WORDS), index, T, WORDS, index < TOTAL, True)
         for slot in tl.static_range(CODES):
             code = tl.zeros((BLOCK,), tl.int32)
             for field in tl.static_range(3):

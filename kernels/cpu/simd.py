@@ -17,6 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 ENTRIES = ("fp16", "int8", "u7", "grid")  # as stored by `pack_lut`; grid: the code itself
+PAIRS = "int8-pairs"  # as stored by `pack_vector`: 16 first components, then 16 second ones
 ACCUMULATORS = 4  # independent sums, to hide the latency of a fused multiply-add
 _PATTERN_BYTES = {
     "fp16": (1, 2, 3),
@@ -94,16 +95,17 @@ class _Emitter:
     def table_planes(self, pointer: ir.Value) -> dict[int, ir.Value]:
         """FP32 byte -> that byte of every entry, as a `pshufb` table in each 128-bit lane."""
         builder, entries = self.builder, 1 << self.bits
-        stored = 2 * entries if self.entries == "fp16" else entries
+        kind = "int8" if self.entries == PAIRS else self.entries
+        stored = 2 * entries if kind == "fp16" else entries
         raw = self.load(pointer, ir.VectorType(_I8, stored), 1)
-        if self.entries == "fp16":  # stored as a plane of low bytes, then one of high bytes
+        if kind == "fp16":  # stored as a plane of low bytes, then one of high bytes
             order = [part for j in range(entries) for part in (j, entries + j)]
             halves = builder.bitcast(self.shuffle(raw, raw, order), ir.VectorType(_HALF, entries))
             values = builder.fpext(halves, ir.VectorType(_FLOAT, entries))
         else:
             floats = ir.VectorType(_FLOAT, entries)
             values = builder.uitofp(raw, floats)
-            if self.entries == "int8":  # stored as entry + 128
+            if kind == "int8":  # stored as entry + 128
                 values = builder.fsub(values, self.splat(floats, 128.0))
         patterns = builder.bitcast(values, ir.VectorType(_I8, 4 * entries))
         return {
@@ -112,7 +114,7 @@ class _Emitter:
                 patterns,
                 [4 * (j % entries) + byte for j in range(16)] * (self.block // 4),
             )
-            for byte in _PATTERN_BYTES[self.entries]
+            for byte in _PATTERN_BYTES[kind]
         }
 
     def word_planes(self, pointer: ir.Value, stride: ir.Value) -> list[ir.Value]:
@@ -157,15 +159,19 @@ class _Emitter:
                 )
         return out
 
-    def values(self, words: Sequence[ir.Value], planes: dict[int, ir.Value]) -> list[ir.Value]:
-        """All codes of a block, in the order of `vector_slots`."""
+    def values(
+        self, words: Sequence[ir.Value], tables: Sequence[dict[int, ir.Value]]
+    ) -> list[ir.Value]:
+        """All codes of a block, in the order of `vector_slots`; a table per component."""
         builder, out = self.builder, []
         mask = self.splat(self.bytes, (1 << self.bits) - 1)
         for word in words:
             for field in code_fields(self.bits):
                 shifted = builder.lshr(word, self.splat(self.words, field)) if field else word
                 codes = builder.bitcast(shifted, self.bytes)
-                out += self.decode(builder.and_(codes, mask), planes)
+                codes = builder.and_(codes, mask)
+                for planes in tables:
+                    out += self.decode(codes, planes)
         return out
 
     def horizontal_sum(self, vector: ir.Value) -> ir.Value:
@@ -180,7 +186,10 @@ class _Emitter:
         """Sum over the codes of a tile of value * activation; pointers: words, x, table."""
         builder = self.builder
         words, x, table = pointers
-        planes = {} if self.entries == "grid" else self.table_planes(table)
+        tables = [{} if self.entries == "grid" else self.table_planes(table)]
+        if self.entries == PAIRS:
+            second = builder.gep(table, [ir.Constant(_I64, 1 << self.bits)])
+            tables.append(self.table_planes(second))
         zero = self.splat(self.floats, 0.0)
         sums = [cgutils.alloca_once_value(builder, zero) for _ in range(ACCUMULATORS)]
         position = cgutils.alloca_once_value(builder, x)
@@ -188,7 +197,7 @@ class _Emitter:
         with cgutils.for_range_slice(builder, start, groups, step) as (group, _):
             here = builder.load(position)
             block_words = self.word_planes(builder.gep(words, [group]), groups)
-            values = self.values(block_words, planes)
+            values = self.values(block_words, tables)
             for number, value in enumerate(values):
                 offset = ir.Constant(_I64, number * self.block)
                 activation = self.load(builder.gep(here, [offset]), self.floats, 4)
@@ -202,6 +211,29 @@ class _Emitter:
         while len(parts) > 1:
             parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
         return self.horizontal_sum(parts[0])
+
+    def gathered_dot(
+        self, pointers: Sequence[ir.Value], count: ir.Value, vector: ir.VectorType
+    ) -> ir.Value:
+        """pointers: codes, x, table; see the function `gathered_dot`."""
+        builder = self.builder
+        codes, x, table = pointers
+        zero, dim = self.splat(vector, 0.0), ir.Constant(_I64, vector.count)
+        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(ACCUMULATORS)]
+        start, step = ir.Constant(_I64, 0), ir.Constant(_I64, ACCUMULATORS)
+        with cgutils.for_range_slice(builder, start, count, step) as (first, _):
+            for number, total in enumerate(sums):
+                position = builder.add(first, ir.Constant(_I64, number))
+                code = builder.zext(builder.load(builder.gep(codes, [position])), _I64)
+                entry = self.load(builder.gep(table, [builder.mul(code, dim)]), vector, 4)
+                values = self.load(builder.gep(x, [builder.mul(position, dim)]), vector, 4)
+                terms = [entry, values, builder.load(total)]
+                name = f"llvm.fma.v{vector.count}f32"
+                builder.store(self.call(name, vector, terms), total)
+        first, *rest = [builder.load(total) for total in sums]
+        for part in rest:
+            first = builder.fadd(first, part)
+        return self.horizontal_sum(first)
 
 
 @cache
@@ -225,6 +257,33 @@ def tile_dot(entries: str, bits: int, block: int) -> Callable:
 
             emitter = _Emitter(builder, entries, bits, block)
             return emitter.tile_dot([pointer(0, 1), pointer(3, 4), pointer(5, 6)], values[2])
+
+        return signature, generate
+
+    return dot
+
+
+@cache
+def gathered_dot(dim: int) -> Callable:
+    """numba function (codes, code, count, x, first, table, entry) -> float32.
+
+    Sum over `count` one-byte codes, a multiple of 4, of the products of `dim` neighbouring float32
+    of the table, at entry + dim * code, with `dim` of x, in the order of the codes.
+    """
+    vector = ir.VectorType(_FLOAT, dim)
+
+    @intrinsic
+    def dot(_context, codes, code, count, x, first, table, entry):
+        signature = types.float32(codes, code, count, x, first, table, entry)
+
+        def generate(context, builder, signature, values):
+            def pointer(array: int) -> ir.Value:
+                kind = signature.args[array]
+                data = context.make_array(kind)(context, builder, value=values[array]).data
+                return builder.gep(data, [values[array + 1]])
+
+            emitter = _Emitter(builder, "gathered", 8, dim)
+            return emitter.gathered_dot([pointer(0), pointer(3), pointer(5)], values[2], vector)
 
         return signature, generate
 

@@ -44,7 +44,7 @@ def _row_plan(
     starts = np.cumsum(sizes) - sizes
     tiles = np.stack((starts * words, sizes, starts * slots), axis=1)
     block = None if whole_row is None else _block(sizes, order)
-    pieces = [_tile_order(int(g), bits, order, block) + first for _, g, first in tiles]
+    pieces = [tile_order(int(g), bits, order, block) + first for _, g, first in tiles]
     if whole_row and words == 1:
         tiles = np.array([(0, sizes.sum(), 0)], np.int64)
     return RowPlan(
@@ -59,7 +59,7 @@ def _block(sizes: np.ndarray, order: str) -> int | None:
     return next((block for block in (8, 4) if not (sizes % block).any()), None)
 
 
-def _tile_order(groups: int, bits: int, order: str, block: int | None) -> np.ndarray:
+def tile_order(groups: int, bits: int, order: str, block: int | None) -> np.ndarray:
     """Column within the tile of every activation, in the order in which the codes are decoded."""
     slots = codes_per_group(bits)
     if block is None:  # group by group, slot by slot

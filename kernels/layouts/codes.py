@@ -101,12 +101,12 @@ def slot_fields(bits: int, order: str) -> tuple[tuple[Field, ...], ...]:
     if order == "signed":  # first quad: sign in bit 7 of each byte; second quad: bit 3
         signs = (7, 15, 23, 31, 3, 11, 19, 27)
         return tuple(((0, 0, 3, 4 * i), (0, 3, 1, signs[i])) for i in range(8))
-    if bits in (5, 6):  # nibbles in the first words, the rest in the last
-        rest = bits - 4
-        last = words_per_group(bits) - 1
+    if bits in (5, 6):  # nibbles in the first words, the rest in the last; a quad is four bytes
+        rest, last = bits - 4, words_per_group(bits) - 1
+        quads = [divmod(slot, 4) for slot in range(codes_per_group(bits))]
         return tuple(
-            ((slot // 8, 0, 4, 4 * (slot % 8)), (last, 4, rest, rest * slot))
-            for slot in range(codes_per_group(bits))
+            ((q // 2, 0, 4, 8 * byte + 4 * (q % 2)), (last, 4, rest, 8 * byte + rest * q))
+            for q, byte in quads
         )
     starts = _slot_starts(bits, order)
     if bits != 3:

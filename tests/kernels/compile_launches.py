@@ -22,8 +22,8 @@ from kernels.compile_report import parse_resources, run_tool
 from kernels.launch import new_counters
 
 H200_PROGRAMS = 13 * 132  # so that small matrices split their rows as they would there
-MODULES = ("activations", "csr_spmv", "dequantize", "fp16_gemv", "lut_csr_fused", "lut_gemm",
-           "lut_gemv", "uniform_gemv", "launch")  # fmt: skip
+MODULES = ("activations", "bilevel_gemv", "csr_spmv", "dequantize", "fp16_gemv", "lut_csr_fused",
+           "lut_gemm", "lut_gemv", "uniform_gemv", "vector_gemv", "launch")  # fmt: skip
 
 
 class AbsentGpu:

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from kernels.checks import LayoutError
-from kernels.cpu import csr_gemv, lut_gemv, simd, tiles, uniform_gemv
+from kernels.cpu import csr_gemv, lut_gemv, simd, tiles, uniform_gemv, vector_gemv
 from kernels.layouts import pack_csr, pack_hybrid, pack_lut, pack_uniform
 from kernels.layouts.codebook import dequantize_lut
 from kernels.layouts.codes import PackedCodes, pack_codes
 from kernels.layouts.sparse import csr_from_dense, dequantize_csr
 from kernels.layouts.uniform import dequantize_uniform
+from kernels.layouts.vector import FORMS
+from kernels.layouts.weights import dequantized
+from tests.kernels.samples import vector_weight
 
 SHAPES = [(1, 1), (5, 100), (3, 4096), (2, 4224)]  # rows, columns
 
@@ -67,6 +70,18 @@ def test_lut_gemv_with_fp16_tables(bits, shape):
     weight, terms = random_lut("fp16", bits, shape)
     x = torch.randn(shape[1]).half()
     check(lut_gemv(x, weight), dequantize_lut(weight), x, terms)
+
+
+@pytest.mark.usefixtures("code")
+@pytest.mark.parametrize("group", [384, 2048])
+@pytest.mark.parametrize(("dim", "bits"), FORMS)
+def test_vector_gemv(dim, bits, group):
+    """Rows of a table that a table ends in, and a last block of fewer columns."""
+    weight = vector_weight(dim, bits, 11, 1100, group=group)
+    x = torch.randn(1100, generator=torch.Generator().manual_seed(0)).half()
+    values = dequantized(weight)
+    terms = values.abs() + 128 * float(weight.scale.max())  # entries are biased bytes
+    check(vector_gemv(x, weight), values, x, terms)
 
 
 @pytest.mark.usefixtures("code")

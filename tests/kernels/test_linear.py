@@ -10,11 +10,13 @@ from kernels.layouts.tensors import to_tensors
 from kernels.linear import QuantizedLinear
 from tests.kernels.samples import (
     activations,
+    bilevel_weight,
     csr_weight,
     generator,
     lut_weight,
     sparse_matrix,
     uniform_weight,
+    vector_weight,
 )
 from tests.kernels.tolerance import assert_within, fp16_output
 
@@ -63,6 +65,27 @@ def test_uniform_layer(group_size, act_order, tokens):
     x = activations(COLUMNS, tokens=tokens)
     expected = matmul_ref(x, weight)
     assert_within(QuantizedLinear(weight)(x), expected, tolerance(expected))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize(
+    ("weight", "outliers"),
+    [
+        (vector_weight(2, 4, ROWS, COLUMNS), False),
+        (vector_weight(4, 8, ROWS, COLUMNS), False),
+        (bilevel_weight(3, ROWS, COLUMNS), True),
+        (bilevel_weight(4, ROWS, COLUMNS, ordered=True), False),
+    ],
+    ids=["2-d", "4-d", "spqr", "ordered"],
+)
+def test_layers_of_vectors_and_of_bilevel_scales(weight, outliers, tokens):
+    sparse = csr_weight(sparse_matrix(ROWS, COLUMNS), "rows") if outliers else None
+    x = activations(COLUMNS, tokens=tokens)
+    expected = matmul_ref(x, weight, sparse)
+    layer = QuantizedLinear(weight, sparse)
+    assert_within(layer(x), expected, tolerance(expected))
+    again = QuantizedLinear.from_tensors(layer.state_dict(), layer.meta)
+    assert torch.equal(again(x), layer(x))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +137,7 @@ def operator_samples():
         "linear": (ops.linear, (x, *table, None, None, *geometry, 0, "", "exact")),
         "sparse_linear": (
             ops.sparse_linear,
-            (x, *table, *csr, *dense, None, *geometry, "exact"),
+            (x, *table, None, *csr, *dense, None, *geometry, "exact"),
         ),
         "csr_spmv": (ops.csr, (x[0], *csr, None, *dense, 0)),
         "fp16_gemv": (ops.fp16, (x[0], torch.ones(5, 128).half())),
@@ -143,7 +166,7 @@ def test_missing_tensors_are_named():
 
 def test_a_uniform_weight_has_no_sparse_part():
     sparse = csr_weight(torch.ones(4, 64), "rows")
-    with pytest.raises(LayoutError, match="sparse is given with a uniform weight"):
+    with pytest.raises(LayoutError, match="sparse is given with a UniformWeight"):
         QuantizedLinear(uniform_weight(4, 4, 64), sparse)
 
 

@@ -1,0 +1,142 @@
+"""numba twin of the vector-codebook GEMV, on the same packed bytes.
+
+Tables of one component, or of 16 pairs, are looked up in registers (`simd.tile_dot`, AVX2). Codes
+of a byte address a table in memory: its entries become FP32 once per table, and a code is one load
+of two or four of them. Other forms and machines dequantize and multiply.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from kernels.checks import check_tensor
+from kernels.cpu import simd
+from kernels.cpu.simd import gathered_dot, half_to_float, tile_dot
+from kernels.cpu.tiles import tile_order
+from kernels.layouts.codes import K_ALIGN, codes_per_group, words_per_group
+from kernels.layouts.vector import (
+    IN_REGISTERS,
+    VectorWeight,
+    check_vector,
+    dequantize_vector,
+    table_block,
+    table_vectors,
+)
+
+BLOCK = 8  # words that vector code decodes together; 4 where a tile has no more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Runs:
+    """Stretches of a row that one table serves, or that are decoded together."""
+
+    tiles: np.ndarray  # (runs, 3) int64: first word, groups, first position of x
+    tables: np.ndarray  # (runs,) int64: column block
+    order: np.ndarray  # (padded K,) int64: column at each position of x
+    block: int
+
+
+@lru_cache(maxsize=64)
+def _runs(dim: int, bits: int, columns: int, table_columns: int) -> _Runs:
+    groups = K_ALIGN // dim // codes_per_group(bits)  # of a tile
+    count, words = -(-columns // K_ALIGN), words_per_group(bits)
+    joined = table_columns // K_ALIGN if words == 1 else 1  # tiles that follow without a seam
+    first = np.arange(0, count, joined)
+    sizes = np.minimum(joined, count - first)
+    tiles = np.stack((first * groups * words, sizes * groups, first * K_ALIGN), axis=1)
+    block = min(BLOCK, groups)
+    own = _tile_order(dim, bits, groups, block)
+    order = (np.arange(count)[:, None] * K_ALIGN + own).flatten()
+    return _Runs(tiles=tiles, tables=first * K_ALIGN // table_columns, order=order, block=block)
+
+
+def _tile_order(dim: int, bits: int, groups: int, block: int) -> np.ndarray:
+    """Column within a tile of every activation, in the order in which codes are decoded."""
+    if dim == 1:
+        return tile_order(groups, bits, "selector", block)
+    if (dim, bits) not in IN_REGISTERS:  # byte by byte: slot s of word i is vector s * groups + i
+        word, slot = np.divmod(np.arange(4 * groups), 4)
+        return (dim * (slot * groups + word)[:, None] + np.arange(dim)).flatten()
+    lanes = np.array([(bit // bits, word) for _, word, bit in simd.vector_slots(bits, block)])
+    vector = lanes[:, 0] * groups + lanes[:, 1]
+    halves = vector.reshape(-1, 1, 4 * block) * dim + np.arange(dim)[None, :, None]
+    return halves.flatten()
+
+
+@cache
+def _register_gemv(entries: str, bits: int, block: int) -> Callable:
+    dot = tile_dot(entries, bits, block)
+
+    @njit(parallel=True, nogil=True)
+    def run(words, tiles, tables_of, x, tables, scales, height, y):
+        row_words, blocks, size = words.shape[1], tables.shape[1], tables.shape[2]
+        for n in prange(words.shape[0]):
+            total = np.float32(0)
+            for tile in range(tiles.shape[0]):
+                table = n // height * blocks + tables_of[tile]
+                word, groups, first = tiles[tile]
+                part = dot(words, n * row_words + word, groups, x, first, tables, table * size)
+                total += half_to_float(scales[n // height, tables_of[tile]]) * part
+            y[n] = total
+
+    return run
+
+
+@cache
+def _gathered_gemv(dim: int) -> Callable:
+    dot = gathered_dot(dim)
+
+    @njit(parallel=True, nogil=True)
+    def run(codes, tiles, tables_of, x, entries, height, y):
+        """codes: (N, row bytes) uint8; entries: (row blocks, column blocks, 256 dim) FP32."""
+        row_bytes, size = codes.shape[1], entries.shape[2]
+        for row_block in prange(entries.shape[0]):
+            rows = range(row_block * height, min((row_block + 1) * height, codes.shape[0]))
+            for n in rows:
+                y[n] = 0.0
+            for tile in range(tiles.shape[0]):
+                word, groups, first = tiles[tile]
+                table = (row_block * entries.shape[1] + tables_of[tile]) * size
+                for n in rows:
+                    y[n] += dot(
+                        codes, n * row_bytes + 4 * word, 4 * groups, x, first, entries, table
+                    )
+
+    return run
+
+
+def vector_gemv(x: Tensor, weight: VectorWeight) -> Tensor:
+    """y = W x. x (K,) FP16 -> (N,) FP32, on the CPU.
+
+    Raises: LayoutError.
+    """
+    check_vector(weight)
+    check_tensor("x", x, dtype=torch.float16, shape=(weight.shape[1],), device=weight.device)
+    dim, bits = weight.form
+    rows, columns = weight.shape
+    height, width = table_block(weight.group)
+    in_registers = weight.form in IN_REGISTERS
+    if not simd.available() or (not in_registers and bits != 8):
+        return dequantize_vector(weight) @ x.float()
+    runs = _runs(dim, bits, columns, width)
+    padded = np.zeros(weight.codes.padded_columns, np.float32)
+    padded[:columns] = x.float().numpy()
+    ordered, words = padded[runs.order], weight.codes.words.numpy()
+    y = torch.empty(rows, dtype=torch.float32)
+    if in_registers:
+        entries = "int8" if dim == 1 else simd.PAIRS
+        scales = weight.scale.view(torch.int16).numpy().view(np.uint16)
+        tables = weight.table.numpy().view(np.uint8)
+        run = _register_gemv(entries, bits, runs.block)
+        run(words, runs.tiles, runs.tables, ordered, tables, scales, height, y.numpy())
+    else:
+        values = table_vectors(weight).flatten(2).contiguous().numpy()
+        run = _gathered_gemv(dim)
+        codes = words.view(np.uint8)
+        run(codes, runs.tiles, runs.tables, ordered, values, height, y.numpy())
+    return y
