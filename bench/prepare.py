@@ -11,7 +11,14 @@ from bench.environment import Kind
 from bench.random_weights import random_weight
 from bench.subjects import Subject
 from kernels.launch import new_counters
-from kernels.layouts import CsrWeight, LutWeight, UniformWeight, to_fixed_point
+from kernels.layouts import (
+    BilevelWeight,
+    CsrWeight,
+    LutWeight,
+    UniformWeight,
+    VectorWeight,
+    to_fixed_point,
+)
 from kernels.layouts.sparse import dequantize_csr
 from perfmodel.errors import UsageError
 
@@ -141,7 +148,7 @@ def _weights(subject: Subject, shape: tuple[int, int], generator: torch.Generato
 
 def _cuda(subject: Subject, weights: Weights) -> tuple[Run, str, int]:
     """Triton launchers, or cuBLAS through torch."""
-    from kernels import fp16_gemv, lut_csr_fused, lut_gemv, uniform_gemv
+    from kernels import bilevel_gemv, fp16_gemv, lut_csr_fused, lut_gemv, uniform_gemv, vector_gemv
     from kernels.dispatch import choose, matmul
 
     first, path = weights[0], subject.path
@@ -170,6 +177,18 @@ def _cuda(subject: Subject, weights: Weights) -> tuple[Run, str, int]:
             return uniform_gemv.uniform_gemv(x, *w, path=path, out=out, **options)
 
         return run_uniform, "uniform_gemv", 2
+    grouped = {
+        VectorWeight: vector_gemv.vector_gemv,
+        BilevelWeight: bilevel_gemv.bilevel_gemv,
+    }.get(type(first))
+    if grouped is not None:
+        if path != "exact":
+            raise UsageError(f"subject {subject.name!r}: this kernel has the exact path alone")
+        return (
+            lambda x, w, out, counters: grouped(x, *w, out=out, counters=counters),
+            grouped.__name__,
+            2,
+        )
     function = lut_gemv.lut_gemv if len(weights) == 1 else lut_csr_fused.lut_csr_gemv
     return (
         lambda x, w, out, counters: function(x, *w, path=path, out=out, counters=counters),
@@ -197,7 +216,12 @@ def _cpu(subject: Subject, weights: Weights) -> tuple[Run, str, int]:
 
     if isinstance(first, CsrWeight):
         return lambda x, w, _out, _counters: cpu.csr_gemv(x, *w), "numba csr_gemv", 4
-    gemv = {LutWeight: cpu.lut_gemv, UniformWeight: cpu.uniform_gemv, Tensor: cpu.fp16_gemv}
+    gemv = {
+        LutWeight: cpu.lut_gemv,
+        UniformWeight: cpu.uniform_gemv,
+        VectorWeight: cpu.vector_gemv,
+        Tensor: cpu.fp16_gemv,
+    }
     function = gemv.get(type(first))
     if function is None:
         raise UsageError(f"subject {subject.name!r}: no numba twin reads a {type(first).__name__}")

@@ -11,11 +11,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kernels.layouts import Codebook, CsrWeight, DenseRows, LutWeight, PackedCodes, UniformWeight
+from kernels.layouts import (
+    BilevelWeight,
+    Codebook,
+    CsrWeight,
+    DenseRows,
+    LutWeight,
+    PackedCodes,
+    UniformWeight,
+    VectorWeight,
+    Weight,
+)
+from kernels.layouts.bilevel import BITS as BILEVEL_BITS
+from kernels.layouts.bilevel import BLOCK_ROWS, GROUP, PLANES, QUAD
 from kernels.layouts.codebook import to_planes
-from kernels.layouts.codes import DEFAULT_TILE_CODES, row_words
+from kernels.layouts.codes import DEFAULT_TILE_CODES, K_ALIGN, padded, row_words
 from kernels.layouts.sparse import pack_csr
 from kernels.layouts.uniform import group_tile
+from kernels.layouts.vector import FORMS, code_order, table_grid
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
 from perfmodel.formats import Sparse, WeightFormat
@@ -25,7 +38,7 @@ LOOKUP = ("squeezellm", "kmeans")
 BITS = (2, 3, 4, 8)
 
 # (weight,) or (weight, sparse part)
-RandomWeight = tuple[Tensor | LutWeight | UniformWeight | CsrWeight, ...]
+RandomWeight = tuple[Tensor | Weight | CsrWeight, ...]
 
 
 def random_weight(
@@ -49,8 +62,9 @@ def random_weight(
         return (weight.mul_(0.5 / math.sqrt(shape[1])).half(),)
     if method in UNIFORM:
         return (_uniform(stored, shape, generator, act_order),)
-    lookup = _lookup(stored, shape, generator)
-    return (lookup, _csr(stored.sparse, shape, generator)) if stored.sparse else (lookup,)
+    make = {"gptvq": _vector, "spqr": _bilevel}.get(method, _lookup)
+    dense = make(stored, shape, generator)
+    return (dense, _csr(stored.sparse, shape, generator)) if stored.sparse else (dense,)
 
 
 def runnable_format(format_name: str) -> WeightFormat:
@@ -61,22 +75,33 @@ def runnable_format(format_name: str) -> WeightFormat:
     stored = parse_format(format_name)
     method = stored.name.partition("-")[0]
     packed = method in UNIFORM + LOOKUP and stored.code_bits in BITS
+    if stored.codebook and method == "gptvq":
+        packed = (stored.codebook.dim, stored.code_bits * stored.codebook.dim) in FORMS
+    elif stored.scales and method == "spqr":
+        packed = stored.code_bits in BILEVEL_BITS and stored.scales.group == GROUP
     if "@" in stored.name or not (packed or method == "fp16"):
-        have = ", ".join(("fp16", *(f"{name}-w{{2,3,4,8}}" for name in UNIFORM + LOOKUP)))
+        names = (f"{name}-w{{2,3,4,8}}" for name in UNIFORM + LOOKUP)
+        vectors = (f"gptvq-{dim}d-w{bits / dim:g}" for dim, bits in FORMS)
+        have = ", ".join(("fp16", *names, f"spqr-w{{2,3,4}}-g{GROUP}", *vectors))
         raise UsageError(f"no kernel runs weights {format_name!r}; have: {have}")
     return stored
 
 
 def _codes(
-    bits: int, shape: tuple[int, int], generator: torch.Generator, *, order: str, tile_codes: int
+    bits: int,
+    shape: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    order: str,
+    tile_codes: int,
+    dim: int = 1,
 ) -> PackedCodes:
     empty = torch.empty((shape[0], 0), dtype=torch.int32)
     codes = PackedCodes(
-        words=empty, bits=bits, columns=shape[1], tile_codes=tile_codes, order=order
+        words=empty, bits=bits, columns=shape[1], tile_codes=tile_codes, order=order, dim=dim
     )
     words = torch.empty((shape[0], row_words(codes)), dtype=torch.int32, device=generator.device)
-    words.random_(-(2**31), 2**31, generator=generator)
-    return PackedCodes(words=words, bits=bits, columns=shape[1], tile_codes=tile_codes, order=order)
+    return replace(codes, words=words.random_(-(2**31), 2**31, generator=generator))
 
 
 def _uniform(
@@ -132,6 +157,49 @@ def _codebook(
         scale = torch.cat((scale, torch.full_like(scale, 64)), dim=1)
     table = table.to(torch.uint8).view(torch.int32)
     return Codebook(kind=kind, bits=bits, table=table, scale=scale.half())
+
+
+def _vector(
+    stored: WeightFormat, shape: tuple[int, int], generator: torch.Generator
+) -> VectorWeight:
+    """Tables of evenly spread bytes."""
+    book = stored.codebook
+    if book is None or book.columns is None:
+        raise UsageError(f"weights {stored.name!r} have no vector codebook")
+    dim, bits, group = book.dim, int(stored.code_bits * book.dim), book.rows * book.columns
+    blocks = table_grid(*shape, group)
+    size = (*blocks, book.entries * dim // 4)
+    table = torch.empty(size, dtype=torch.int32, device=generator.device)
+    step = 1 / (128 * math.sqrt(shape[1]))
+    return VectorWeight(
+        codes=_codes(
+            bits, shape, generator, order=code_order(dim, bits), tile_codes=K_ALIGN // dim, dim=dim
+        ),
+        table=table.random_(-(2**31), 2**31, generator=generator),
+        scale=torch.full(blocks, step, dtype=torch.float16, device=generator.device),
+        group=group,
+    )
+
+
+def _bilevel(
+    stored: WeightFormat, shape: tuple[int, int], generator: torch.Generator
+) -> BilevelWeight:
+    """Scales of one to two steps and zeros near the middle of the codes."""
+    (rows, columns), bits, device = shape, int(stored.code_bits), generator.device
+    groups = padded(columns) // GROUP
+    first = torch.empty((-(-rows // QUAD), PLANES, groups // 2), dtype=torch.int16, device=device)
+    s1 = 1 / (7 * 2**bits * math.sqrt(columns))
+    second = torch.tensor([s1, -7.0, 1 / 7, -7.0 * (2 ** (bits - 1) - 1)], device=device).half()
+    order = None
+    if stored.order_bits:  # from the inputs alone, as `_uniform`
+        order = torch.randperm(columns, generator=torch.Generator().manual_seed(columns))
+        order = order.to(torch.int32).to(device)
+    return BilevelWeight(
+        codes=_codes(bits, shape, generator, order="field", tile_codes=K_ALIGN),
+        first=first.random_(-(2**15), 2**15, generator=generator),
+        second=second[:, None].expand(-(-rows // BLOCK_ROWS), 4, groups).contiguous(),
+        order=order,
+    )
 
 
 def _csr(sparse: Sparse, shape: tuple[int, int], generator: torch.Generator) -> CsrWeight:

@@ -97,6 +97,9 @@ GPU_SUBJECTS = (
     "squeezellm-w2-int8", "squeezellm-w4:int16:int", "squeezellm-w3:int16:int",
     "squeezellm-w2:int16:int", "squeezellm-w3-s0.45", "squeezellm-w3-s0.45:csr",
     "squeezellm-w3-s0.45-hybrid:csr", "squeezellm-w3-s0.45-balanced:csr",
+    "gptvq-4d-w2", "gptvq-2d-w2", "gptvq-2d-w3", "spqr-w3-g16-s1", "gptvq-1d-w3", "gptvq-2d-w4",
+    "gptvq-2d-w2.5", "gptvq-1d-w2", "gptvq-1d-w4", "spqr-w4-g16-s1", "spqr-w3-g16",
+    "spqr-w3-g16-s1-act",
 )  # fmt: skip
 
 # Several tokens: the fused GEMM, and beyond it the dispatcher's dequantize and multiply.
@@ -112,7 +115,8 @@ CPU_SUBJECTS = (
     "fp32:library", "fp16", "squeezellm-w3", "squeezellm-w4", "gptq-w4", "squeezellm-w3-s0.45",
     "gptq-w4-g128", "squeezellm-w4-u7", "gptq-w3", "squeezellm-w2", "squeezellm-w8",
     "squeezellm-w4-s0.45", "squeezellm-w3-s0.05", "squeezellm-w3-s0.45-hybrid",
-    "gptq-w4-g128-act:fold", "gptq-w4-g128-act:gather", "fp16:library",
+    "gptq-w4-g128-act:fold", "gptq-w4-g128-act:gather", "fp16:library", "gptvq-4d-w2",
+    "gptvq-2d-w2", "gptvq-2d-w4", "gptvq-1d-w4",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from kernels.layouts.codebook import Codebook, LutWeight, check_lut
 from kernels.layouts.codes import BITS, INDEX_BITS, PackedCodes
 from kernels.layouts.sparse import CsrWeight, DenseRows, check_csr
 from kernels.layouts.uniform import UniformWeight, check_uniform
-from kernels.layouts.vector import IN_REGISTERS, VectorWeight, check_vector
+from kernels.layouts.vector import VectorWeight, check_vector, code_order
 from kernels.layouts.weights import Weight
 
 Meta = dict[str, int | str]
@@ -109,8 +109,7 @@ def _codes_from(
     bits, dim = int(_value(meta, "bits")), VECTOR_KINDS.get(kind, 1)
     check_choice("bits", bits, INDEX_BITS if kind in VECTOR_KINDS else BITS)
     order = {"sym": "signed", "uniform": "field", "bilevel": "field"}.get(kind, "selector")
-    if kind in VECTOR_KINDS and (dim, bits) not in IN_REGISTERS:
-        order = "field"
+    order = code_order(dim, bits) if kind in VECTOR_KINDS else order
     return PackedCodes(
         words=_tensor(tensors, "words"),
         bits=bits,

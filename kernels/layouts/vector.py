@@ -47,6 +47,11 @@ class VectorWeight:
         return {**self.codes.nbytes_by_item(), **tables}
 
 
+def code_order(dim: int, bits: int) -> str:
+    """Where codes stand in their words: for byte permutes, or for one lookup at a time."""
+    return "selector" if (dim, bits) in IN_REGISTERS else "field"
+
+
 def table_block(group: int) -> tuple[int, int]:
     """Rows and columns that a table of `group` weights serves: 256 columns if they divide it.
 
@@ -79,10 +84,8 @@ def pack_vector(
     bits = count.bit_length() - 1
     check_choice("dim and index bits", (dim, bits), FORMS)
     check_range("entries", entries, -ENTRY_MAX, ENTRY_MAX + 1)
-    order = "selector" if (dim, bits) in IN_REGISTERS else "field"
-    packed = pack_codes(
-        codes, bits, tile_codes=K_ALIGN // dim, order=order, dim=dim, columns=columns
-    )
+    order, tile = code_order(dim, bits), K_ALIGN // dim
+    packed = pack_codes(codes, bits, tile_codes=tile, order=order, dim=dim, columns=columns)
     stored = (entries.to(torch.int16) + BIAS).to(torch.uint8)
     if (dim, bits) in IN_REGISTERS:
         stored = stored.transpose(2, 3)
