@@ -1,7 +1,10 @@
 """`python -m bench`: arguments in, one command, its exit code out."""
 
 import argparse
+import ctypes
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +14,8 @@ from perfmodel.errors import PerfmodelError, one_line
 from perfmodel.output import discard_output
 
 RESUMABLE_EXIT = 75
+JOB_VARIABLE = "BENCH_JOB_LIMIT_S"  # set for the jobs of `bench all`: the seconds they have
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _EXAMPLES = """\
 examples:
   python -m bench doctor
@@ -25,6 +30,8 @@ same command to go on.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
+    if JOB_VARIABLE in os.environ:
+        die_with_parent()
     try:
         return run(args)
     except PerfmodelError as error:
@@ -36,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for example, has what it wanted
         discard_output()
     return 0
+
+
+def die_with_parent() -> None:
+    """End this job when `bench all` is killed: it would disturb whatever is measured next."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def build_parser() -> OneLineParser:

@@ -2,10 +2,16 @@
 
 import argparse
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
+from bench import everything
+from bench.account import account, failures
+from bench.cli import RESUMABLE_EXIT
 from bench.contest import Bench
-from bench.folder import read_environments, read_measurements
+from bench.environment import default_kind
+from bench.folder import LINES, ResultsFolder, read_environments, read_lines, read_measurements
 from bench.host import device_file, hardware_of, write_host
 from bench.kernel_tables import kernels_output
 from bench.kernels import measure_layer
@@ -21,6 +27,7 @@ from bench.validation_plot import validation_figure
 from perfmodel.errors import UsageError
 from perfmodel.hardware import host_path, read_device
 from perfmodel.output import render, save_figure, write_output
+from perfmodel.tables import as_text
 
 OK, CHECK_FAILED = 0, 1
 
@@ -99,3 +106,47 @@ def cmd_validate(args: argparse.Namespace) -> int:
         missed = args.bar is not None and (held is None or held.median > args.bar / 100)
         code = CHECK_FAILED if verdict.above_roof or missed else code
     return code
+
+
+def cmd_all(args: argparse.Namespace) -> int:
+    """Everything within the time given; 1 if a kernel is wrong, a job failed or a roof was broken.
+
+    75 if time ran out before everything was done: the same command goes on.
+    """
+    started = time.monotonic()
+    kind = args.device or default_kind()
+    stages = everything.plan(kind, threads=args.threads)
+    if args.plan:
+        for stage in stages:
+            for job in stage.jobs:
+                print(f"{job.name} (at most {job.limit_s:.0f} s, {stage.width} side by side)")
+        return OK
+    results = ResultsFolder(args.out)
+    everything.run(stages, results, started + 60 * args.minutes - everything.SPARE_S)
+    lines, measurements = read_lines(args.out / LINES), read_measurements(args.out)
+    text = as_text(account(lines, measurements))
+    if any(m.suite == "kernels" for m in measurements):
+        text = f"{_kernels_text(args.out)}\n{text}"
+    (args.out / "table.txt").write_text(text, encoding="utf-8")
+    print(text, end="")
+    wrong = failures(lines)
+    for line in wrong:
+        print(f"bench all: {line}", file=sys.stderr)
+    again = ResultsFolder(args.out)
+    left = [job for stage in stages for job in stage.jobs if not again.is_done(job.key)]
+    return CHECK_FAILED if wrong else RESUMABLE_EXIT if left else OK
+
+
+def _kernels_text(folder: Path) -> str:
+    """The tables of `kernels` and `validate` of a folder."""
+    environments, measurements = read_environments(folder), read_measurements(folder)
+    texts = []
+    for device in dict.fromkeys(m.device for m in measurements if m.suite == "kernels"):
+        environment = next(e for e in environments.values() if e.device == device)
+        mine = [m for m in measurements if m.device == device]
+        hardware = hardware_of(environment, mine)
+        compared = compare(mine, hardware)
+        texts.append(render(kernels_output(compared, hardware), "text"))
+        verdict = judge(compared, mine)
+        texts.append(render(verdict_output(verdict, compared, environment.device_name), "text"))
+    return "\n".join(texts)

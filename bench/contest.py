@@ -96,6 +96,22 @@ class Bench:
                 self.results.add_line({"kind": "skipped", **about, "reason": reason})
         return [measurement for measurement in found if measurement]
 
+    def keep(
+        self,
+        suite: str,
+        name: str,
+        params: dict[str, int | float | str],
+        samples_s: tuple[float, ...],
+        **rest: Any,
+    ) -> None:
+        """Samples that were taken otherwise, under the same verdict."""
+        refused = refusal(samples_s, self.rule, throttle_reasons() if self.is_cuda else [])
+        if samples_s:
+            found = self._measurement(
+                suite, name, params, samples_s=samples_s, refused=refused, **rest
+            )
+            self.results.add(found)
+
     def _round(self, contestants: Sequence[Contestant]) -> list[Measurement | None]:
         samplers = {str(i): self.sampler(c) for i, c in enumerate(contestants)}
         samples = sample_in_turn(samplers, self.rule)

@@ -1,5 +1,6 @@
 """A folder of results: one line of JSON each, on disk as soon as it is known, never rewritten."""
 
+import fcntl
 import os
 import threading
 from pathlib import Path
@@ -46,6 +47,7 @@ class ResultsFolder:
         """Any JSON object with a "kind"; one with a "key" counts as done from now on."""
         with self._lock:
             with (self.path / LINES).open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # other processes may write here too
                 file.write(msgspec.json.encode(line) + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -57,9 +59,11 @@ class ResultsFolder:
         path = self.path / LINES
         if not path.exists():
             return
-        text = path.read_bytes()
-        if text and not text.endswith(b"\n"):
-            os.truncate(path, text.rfind(b"\n") + 1)
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            text = file.read()
+            if text and not text.endswith(b"\n"):
+                os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -68,7 +72,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises: SpecError if it cannot be read or a line is no JSON object with a "kind".
     """
     try:
-        texts = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            texts = file.read().splitlines()
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     return [_line(path, number, text) for number, text in enumerate(texts, start=1)]

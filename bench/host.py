@@ -21,6 +21,7 @@ from perfmodel.strict_yaml import Document, parse_yaml, read_text
 from perfmodel.units import GIGA, MIB, MICRO, TERA
 
 DIGITS = 5
+LEAST_PEAK_TFLOPS = 0.001
 # The call that a launch of this kind of device costs, the first that was measured.
 LAUNCHES = {"cuda": ("eager",), "cpu": ("gemv", "threads")}
 
@@ -68,8 +69,8 @@ def device_file(environment: Environment, measurements: Iterable[Measurement]) -
             "source": f"bandwidth of reading, {source}; sizes: the system",
         },
         "compute": {
-            "fp32_tflops": group.get("fp32_tflops"),
-            "fp16_vector_tflops": best,
+            "fp32_tflops": _peak(group.get("fp32_tflops")),
+            "fp16_vector_tflops": _peak(best),
             "source": f"matrix products, {source}; FP16 weights are widened to FP32 where that "
             "is faster",
         },
@@ -145,6 +146,11 @@ def _decode_rates(probe: list[Measurement], launch_us: float | None) -> dict[str
 
 def _rate(measurement: Measurement | None) -> float | None:
     return None if measurement is None else _rounded(measurement.bytes_per_s / GIGA)
+
+
+def _peak(tflops: float | None) -> float | None:
+    """A device file takes nothing slower for a peak: it would be a wrong unit."""
+    return tflops if tflops and tflops >= LEAST_PEAK_TFLOPS else None
 
 
 def _rounded(value: float | None) -> float | None:

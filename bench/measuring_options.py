@@ -16,6 +16,7 @@ def add_measuring(subparsers: Any, add_command: AddCommand) -> None:
     _add_probe(subparsers, add_command)
     _add_kernels(subparsers, add_command)
     _add_validate(subparsers, add_command)
+    _add_all(subparsers, add_command)
 
 
 def _add_probe(subparsers: Any, add_command: AddCommand) -> None:
@@ -55,6 +56,16 @@ def _add_validate(subparsers: Any, add_command: AddCommand) -> None:
         help="exit code 1 if the median error on held-out shapes is more",
     )  # fmt: skip
     output_options(parser)
+
+
+def _add_all(subparsers: Any, add_command: AddCommand) -> None:
+    summary = "all of it within one budget of time; the same command goes on where it stopped"
+    parser = add_command(subparsers, "all", summary, run=("bench.commands", "cmd_all"))
+    parser.add_argument("--minutes", type=float, default=9.0, help="stop by then (9)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="(the GPU where there is one)")
+    parser.add_argument("--threads", type=count, metavar="N", help="of a CPU, as for kernels")
+    parser.add_argument("--plan", action="store_true", help="print the jobs and stop")
+    folder_option(parser)
 
 
 def device_options(parser: OneLineParser) -> None:

@@ -29,14 +29,15 @@ def open_environment(device: str | None, threads: int | None) -> Environment:
 
     Raises: UsageError without that device, or for too many threads.
     """
-    if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        raise UsageError("TRITON_INTERPRET=1 is set: unset it, an interpreted kernel has no time")
     from bench.cores import use_threads
 
-    used = use_threads(threads)
     kind: Kind = device or default_kind()
     if kind == "cuda" and threads is not None:
-        raise UsageError(f"--threads {used} is for a CPU; add --device cpu")
+        raise UsageError(f"--threads {threads} is for a CPU; add --device cpu")
+    if kind == "cuda" and os.environ.get("TRITON_INTERPRET", "0") == "1":
+        raise UsageError("TRITON_INTERPRET=1 is set: unset it, an interpreted kernel has no time")
+    if kind == "cpu":
+        use_threads(threads)
     return this_environment(kind)
 
 

@@ -18,7 +18,7 @@ class LaunchTable:
 
 # Little's law: bandwidth x latency / SM count, 2 KiB in flight per warp (four 128-bit row loads).
 # H200: 4.8 TB/s x 0.7 us / 132 = 26 KiB; A6000: 768 GB/s x 0.6 us / 84 = 5.5 KiB. Not yet tuned
-# on a device: `bench/gpu.sh` measures it.
+# on a device: `python -m bench all` measures it.
 LAUNCH_TABLES = {
     (8, 0): LaunchTable(warps_per_sm=10),
     (8, 6): LaunchTable(warps_per_sm=6),

@@ -116,7 +116,8 @@ def _in_words(expected: str) -> str:
     """msgspec's "`float | null`" or "`int` >= 1" in the words of a person who edits a file."""
     for name, word in _WORDS.items():
         expected = re.sub(rf"\b{name}\b", word, expected)
-    return expected.replace("`", "").replace(" | null", " or null").replace(".0", "")
+    whole = re.sub(r"\.0\b", "", expected)
+    return whole.replace("`", "").replace(" | null", " or null")
 
 
 def _shown(value: Any) -> str:

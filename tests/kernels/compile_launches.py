@@ -10,16 +10,16 @@ Prints a JSON line per launch that fails or spills, and a last one with the numb
 
 import importlib
 import json
+import re
 import sys
 from dataclasses import replace
 
-import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from bench.gpu_subjects import SUBJECTS, Subject, prepare
+from bench.prepare import prepare
+from bench.subjects import Subject, default_subjects, subject
 from kernels.compile_report import parse_resources, run_tool
-from kernels.launch import new_counters
 
 H200_PROGRAMS = 13 * 132  # so that small matrices split their rows as they would there
 MODULES = ("activations", "bilevel_gemv", "csr_spmv", "dequantize", "fp16_gemv", "lut_csr_fused",
@@ -65,13 +65,19 @@ def cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[-400:]
 
 
-def chosen(which: str, share: str) -> list[tuple[str, Subject]]:
+def chosen(which: str, share: str) -> list[Subject]:
     first, step = map(int, share.split("/"))
-    subjects = list(SUBJECTS.items())
-    if which == "distinct":  # 8-bit codes have kernels of their own
-        form = {replace(s, bits=8 * (s.bits == 8), batch=1): (n, s) for n, s in reversed(subjects)}
-        subjects = list(form.values())
+    subjects = [subject(name) for name in default_subjects("cuda")]
+    if which == "distinct":
+        subjects = list({form(s): s for s in reversed(subjects)}.values())
     return subjects[first::step]
+
+
+def form(asked: Subject) -> Subject:
+    """The subject without what changes no kernel: bits (but 8), density, tokens of one range."""
+    weights = re.sub(r"-w[234]|-s[0-9.]+", lambda word: word[0][:2], asked.weights)
+    tokens = next(most for most in (1, 16, 32) if asked.batch <= most)
+    return replace(asked, weights=weights, batch=tokens)
 
 
 def main(target: str, which: str, share: str, *shapes: str) -> None:
@@ -85,16 +91,15 @@ def main(target: str, which: str, share: str, *shapes: str) -> None:
         ):
             if hasattr(module, attribute):
                 setattr(module, attribute, stand_in)
-    for kernel, subject in chosen(which, share):
+    for asked in chosen(which, share):
         for shape in shapes:
             rows, columns = map(int, shape.split("x"))
-            prepared = prepare(subject, (rows, columns), "cpu")
-            x = torch.zeros(prepared.shape(columns), dtype=torch.float16)
-            out = torch.zeros(prepared.shape(rows), dtype=torch.float16)
+            prepared = prepare(asked, (rows, columns), "cuda", device="cpu")
+            x, out, counters = prepared.inputs()
             try:
-                prepared.run(x, prepared.weights, out, new_counters(rows, x.device))
+                prepared.run(x, prepared.weights, out, counters)
             except Exception as error:
-                print(json.dumps({"kernel": kernel, "shape": shape, "error": cause(error)}))
+                print(json.dumps({"kernel": asked.name, "shape": shape, "error": cause(error)}))
     for function, size in compiler.spills:
         print(json.dumps({"kernel": function, "error": f"spills {size} bytes"}))
     print(json.dumps({"compiled": len(compiler.done)}))

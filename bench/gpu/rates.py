@@ -5,8 +5,12 @@ lanes per clock come from the time relative to FFMA, whose rate is documented, s
 needs to be known. The test set compiles these kernels and counts their machine code.
 """
 
+from statistics import median
+
 import triton
 import triton.language as tl
+
+from bench.timing import event_s
 
 CHAINS = 8
 ROUNDS = 64  # instructions per chain and trip of the loop
@@ -104,35 +108,8 @@ def instruction_seconds(instruction: str) -> float:
             out, inputs, TRIPS, TEXT=text, THREADS=threads, num_warps=threads // 32
         )
 
-    seconds = median_event_s(launch, repeats=7)
-    done = programs * threads * TRIPS * ROUNDS * CHAINS
-    return seconds * properties.multi_processor_count / done
-
-
-def read_bytes_per_s(total_bytes: int) -> float:
-    """Bandwidth of `read_all` over a buffer far larger than the L2."""
-    import torch
-
-    programs = total_bytes // (4 * READ_WORDS)
-    x = torch.randint(0, 1000, (programs * READ_WORDS,), dtype=torch.int32, device="cuda")
-    out = torch.empty(programs, dtype=torch.int32, device="cuda")
-    launch = read_all[(programs,)]
-    seconds = median_event_s(lambda: launch(x, out, num_warps=4), repeats=15)
-    return x.nbytes / seconds
-
-
-def median_event_s(launch, repeats: int) -> float:
-    """Median seconds of a launch between two events, after two launches to warm up."""
-    import torch
-
     for _ in range(2):
         launch()
-    times = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        launch()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e-3)
-    return sorted(times)[len(times) // 2]
+    seconds = median(event_s(launch) for _ in range(7))
+    done = programs * threads * TRIPS * ROUNDS * CHAINS
+    return seconds * properties.multi_processor_count / done
