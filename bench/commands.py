@@ -19,6 +19,7 @@ from bench.peers import PEERS
 from bench.predicted import compare
 from bench.probe import probe
 from bench.probe_tables import probe_output
+from bench.report.command import WRITERS, read_report
 from bench.session import measurements_of, open_bench
 from bench.subjects import Subject, default_subjects, subject
 from bench.suite import choose_layers, default_layers
@@ -26,7 +27,7 @@ from bench.validate import judge, verdict_output
 from bench.validation_plot import validation_figure
 from perfmodel.errors import UsageError
 from perfmodel.hardware import host_path, read_device
-from perfmodel.output import render, save_figure, write_output
+from perfmodel.output import render, save_figure, text_sink, write_output
 from perfmodel.tables import as_text
 
 OK, CHECK_FAILED = 0, 1
@@ -127,6 +128,7 @@ def cmd_all(args: argparse.Namespace) -> int:
     text = as_text(account(lines, measurements))
     if any(m.suite == "kernels" for m in measurements):
         text = f"{_kernels_text(args.out)}\n{text}"
+        _write_reports(args.out)
     (args.out / "table.txt").write_text(text, encoding="utf-8")
     print(text, end="")
     wrong = failures(lines)
@@ -150,3 +152,12 @@ def _kernels_text(folder: Path) -> str:
         verdict = judge(compared, mine)
         texts.append(render(verdict_output(verdict, compared, environment.device_name), "text"))
     return "\n".join(texts)
+
+
+def _write_reports(folder: Path) -> None:
+    """One page, Markdown and CSV per device, beside the results."""
+    for device in dict.fromkeys(e.device for e in read_environments(folder).values()):
+        report = read_report(folder, history=None, device=device)
+        for suffix, write in WRITERS.items():
+            with text_sink(folder / f"report-{device}{suffix}") as stream:
+                stream.write(write(report))

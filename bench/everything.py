@@ -66,28 +66,29 @@ def plan(kind: str, *, threads: int | None = None) -> list[Stage]:
     layers = [("kernels", "--layers", layer.name) for layer in default_layers(kind)]
     probe = Stage(name="probe", jobs=jobs(120, ("probe",)))
     if kind == "cpu":
-        text = ("generate", "--layers", "2", "--new", "16", "--runs", "3", "--device", "cpu")
         return [
             probe,
             Stage(name="kernels", jobs=jobs(120, *layers)),
-            Stage(name="generate", jobs=(Job(arguments=text, limit_s=120),)),
+            Stage(name="generate", jobs=jobs(120, ("generate", *_TWO_BLOCKS))),
         ]
-    models = [("generate", "--model", model, "--device", kind) for model in _GENERATED]
+    text = [("generate", "--model", model, "--new", "128") for model in _GENERATED]
     return [
         probe,
         Stage(name="check", jobs=_gpu(120, "check", default_subjects(kind)), width=SIDE_BY_SIDE),
         Stage(name="kernels", jobs=jobs(60, *layers[:FIRST_LAYERS])),
-        Stage(name="generate", jobs=(Job(arguments=models[0], limit_s=150),)),
+        Stage(name="generate", jobs=jobs(150, text[0])),
         Stage(name="sanitize", jobs=_gpu(70, "sanitize", ("memcheck", "racecheck"))),
         Stage(name="rates", jobs=_gpu(60, "rates", ("",))),
         Stage(name="isolated", jobs=_gpu(45, "isolated", GPU_SHAPES)),
         Stage(name="tune", jobs=_gpu(45, "tune", GPU_SHAPES)),
         Stage(name="more kernels", jobs=jobs(60, *layers[FIRST_LAYERS:])),
-        Stage(name="more text", jobs=tuple(Job(arguments=m, limit_s=300) for m in models[1:])),
+        Stage(name="more text", jobs=jobs(300, *text[1:])),
     ]
 
 
 _GENERATED = ("llama-7b", "llama-13b", "llama-30b")
+# A CPU shows a step of LLaMA-7B on two of its blocks.
+_TWO_BLOCKS = ("--layers", "2", "--new", "16", "--weights", "fp16,gptq-w4,squeezellm-w3")
 
 
 def _gpu(limit_s: float, stage: str, each: Iterable[str]) -> tuple[Job, ...]:
