@@ -3,9 +3,11 @@
 Task files of the harness may name Python functions, which it then runs: use only those you trust.
 """
 
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import msgspec
 from quantizer.errors import CheckpointError, UsageError
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
+BATCH = 8  # questions at once
 NOT_METRICS = ("alias", "name", "sample_len", "sample_count")
 
 
@@ -55,25 +58,35 @@ def evaluate_tasks(model: Any, model_folder: Path, tasks: Tasks) -> list[Score]:
         raise UsageError(
             f"tasks need the lm-evaluation-harness ({error}): pip install 'memwall[harness]'"
         ) from None
-    manager = TaskManager(include_path=tasks.folder, include_defaults=tasks.folder is None)
-    loaded = [part for name in tasks.names for part in _load(manager, name, tasks.folder)]
-    tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
-    found = simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer),
-        tasks=loaded,
-        num_fewshot=tasks.shots,
-        limit=tasks.limit,
-        task_manager=manager,
-        log_samples=False,
-    )
+    with _quiet():
+        manager = TaskManager(include_path=tasks.folder, include_defaults=tasks.folder is None)
+        loaded = [part for name in tasks.names for part in _load(manager, name, tasks.folder)]
+        tokenizer = AutoTokenizer.from_pretrained(model_folder, local_files_only=True)
+        found = simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH),
+            tasks=loaded,
+            num_fewshot=tasks.shots,
+            limit=tasks.limit,
+            task_manager=manager,
+            log_samples=False,
+        )
     return scores_of(found)
 
 
 def go_offline() -> None:
     """No request leaves this process; to be called before the libraries are imported."""
     os.environ |= dict.fromkeys(OFFLINE, "1")
-    if not sys.stderr.isatty():
-        os.environ["TQDM_DISABLE"] = "1"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Progress bars on a terminal alone, and no remarks of the harness."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if sys.stderr.isatty():
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 def scores_of(found: dict[str, Any]) -> list[Score]:

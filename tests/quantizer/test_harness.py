@@ -106,7 +106,9 @@ def test_a_local_task_is_scored(model, tasks, capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     arguments = ["evaluate", str(model), "--tasks", "letters", "--tasks-dir", str(tasks), "--json"]
     assert main(arguments) == 0
-    score = json.loads(capsys.readouterr().out)[0]
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    score = json.loads(printed.out)[0]
     assert (score["task"], score["metric"], score["samples"]) == ("letters", "acc", len(QUESTIONS))
     assert score["value"] == pytest.approx(1 / 3)  # the model always says the same
     assert score["shots"] == 0
