@@ -180,7 +180,7 @@ def _rows_in_cache(bench: Bench, asked: Subject) -> int:
 def _decode(bench: Bench, asked: Subject, params: dict[str, int | float | str]) -> Contestant:
     rows = int(params["rows"])
     prepared = prepare(asked, (rows, COLUMNS), bench.environment.kind)
-    found = check(prepared)
+    found = check(prepared, rows=FEWEST_ROWS)
     if not found.ok:
         raise UsageError(f"{asked.name}: {found.why}, error {found.error:.1e}")
     return Contestant(

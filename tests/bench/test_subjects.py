@@ -1,8 +1,12 @@
 """Subjects: names, bytes as perfmodel counts them, right results from the numba twins."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from bench.check import check
+from bench.heads import head
 from bench.prepare import prepare
 from bench.subjects import CPU_SUBJECTS, GPU_BATCHED, GPU_SUBJECTS, default_subjects, subject
 from bench.suite import choose_layers, default_layers, layers
@@ -35,6 +39,26 @@ def test_a_fixed_point_table_adds_one_scale_per_row():
 def test_the_twins_are_right(name):
     found = check(prepare(subject(name), SHAPE, "cpu"))
     assert found.ok, found
+
+
+@pytest.mark.parametrize("name", ["squeezellm-w3-s0.45-hybrid", "gptq-w4-g128", "squeezellm-w8"])
+def test_the_head_of_a_weight_is_its_first_rows(name):
+    prepared = prepare(subject(name), SHAPE, "cpu")
+    x = torch.randn(384).half()
+    part = replace(prepared, weights=head(prepared.weights, 40), shape=(40, 384))
+    assert torch.allclose(part.reference(x), prepared.reference(x)[:40], rtol=1e-12)
+
+
+def test_a_wrong_row_among_the_first_is_found():
+    prepared = prepare(subject("fp32:library"), SHAPE, "cpu")
+
+    def wrong(x, weights, _out, _counters):
+        y = weights[0] @ x
+        y[39] += 1
+        return y
+
+    assert check(replace(prepared, run=wrong), rows=40).why == "error"
+    assert check(replace(prepared, run=wrong), rows=39).ok
 
 
 def test_bytes_moved_are_weights_activations_and_results():
