@@ -13,12 +13,15 @@ from bench.subjects import default_subjects, subject
 from bench.suite import choose_layers
 from perfmodel.errors import UsageError
 
-LAYERS = ("llama-7b/q_proj", "llama-7b/down_proj")
+LAYERS = {  # a CPU takes seconds per case
+    "cpu": ("llama-7b/q_proj",),
+    "cuda": ("llama-7b/q_proj", "llama-7b/gate_up_proj", "llama-7b/down_proj"),
+}
 
 
 def pytest_generate_tests(metafunc):
     kind = metafunc.config.getoption("device") or default_kind()
-    metafunc.parametrize("layer", choose_layers(LAYERS), ids=lambda layer: layer.tensor)
+    metafunc.parametrize("layer", choose_layers(LAYERS[kind]), ids=lambda layer: layer.tensor)
     metafunc.parametrize("name", default_subjects(kind))
 
 
