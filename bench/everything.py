@@ -125,7 +125,9 @@ def run_job(
     print(f"[{seconds_left():4.0f} s left] {job.name}", file=sys.stderr, flush=True)
     start = time.monotonic()
     given = command or (sys.executable, "-m", job.module)
-    code = _follow([*given, *job.arguments, "--out", str(results.path)], results.path, limit_s)
+    code = _follow(
+        [*given, *job.arguments, "--out", str(results.path.resolve())], results.path, limit_s
+    )
     seconds = time.monotonic() - start
     line = {"kind": "job", "name": job.name, "seconds": round(seconds, 1), "exit_code": code}
     if code == 0:
