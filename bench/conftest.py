@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.cores import use_threads
 from bench.environment import Environment
 from bench.history.store import History, new_run
 from bench.measurement import Measurement
@@ -24,6 +23,7 @@ from bench.replay import (
     replay,
 )
 from bench.session import open_environment
+from perfmodel.errors import PerfmodelError
 
 ENVIRONMENT = pytest.StashKey[Environment]()
 MEASURED = pytest.StashKey[list[Measurement]]()
@@ -40,11 +40,22 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.getoption("threads"):
-        use_threads(config.getoption("threads"))  # before numba is imported
+    """What is wrong with the options is said before anything is measured."""
     config.stash[MEASURED] = []
     config.stash[COMPARED] = {}
     config.stash[LINES] = []
+    folder, confirmed = config.getoption("history"), config.getoption("confirms")
+    try:
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise pytest.UsageError(f"--history {folder}: is a file, expected a folder")
+        if confirmed is not None:
+            if folder is None:
+                raise pytest.UsageError("--confirms needs --history")
+            config.option.confirms = History(folder).find(confirmed).id
+        if config.getoption("device") or config.getoption("threads"):
+            _environment(config)  # before numba is imported, which counts the threads
+    except PerfmodelError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_collection_modifyitems(items):
@@ -102,19 +113,25 @@ def pytest_benchmark_compare_machine_info(config, machine_info, compared_benchma
 
 
 def pytest_sessionfinish(session, exitstatus):
-    config = session.config
-    folder, measurements = config.getoption("history"), config.stash[MEASURED]
-    if folder is None:
+    if session.config.getoption("history") is None:
         return
+    try:
+        line = _keep(session.config, exitstatus)
+    except PerfmodelError as error:
+        line, session.exitstatus = str(error), pytest.ExitCode.TESTS_FAILED
+    session.config.stash[LINES].append(f"history: {line}")
+
+
+def _keep(config, exitstatus):
+    """Add what was measured as one run; says what became of it."""
+    measurements = config.stash[MEASURED]
     if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        line = "nothing added, the session did not end well"
-    elif not measurements:
-        line = "nothing added, no benchmark was measured"
-    else:
-        run = new_run(_environment(config), measurements, config.getoption("confirms"))
-        path, _ = History(folder).add(run)
-        line = f"run {run.id} with {len(measurements)} measurements: {path}"
-    config.stash[LINES].append(f"history: {line}")
+        return "nothing added, the session did not end well"
+    if not measurements:
+        return "nothing added, no benchmark was measured"
+    run = new_run(_environment(config), measurements, config.getoption("confirms"))
+    path, _ = History(config.getoption("history")).add(run)
+    return f"run {run.id} with {len(measurements)} measurements: {path}"
 
 
 def pytest_terminal_summary(terminalreporter, config):

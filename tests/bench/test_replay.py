@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch  # noqa: F401  or the sessions below would load it, and unload it
 
+from bench.environment import this_environment
 from bench.history.sources import runs_of
 from bench.history.store import History
 from bench.replay import ReplayClock, differing, other_machine
@@ -84,6 +85,8 @@ def test_stored_samples_are_ours_bit_for_bit(bench):
     assert kept.measurements[0].facts["test"] == found["test_toy[a]"]["fullname"]
     assert runs_of(bench.path / "out.json") == [kept]  # the same run, by the other way
     assert history.add(kept)[1] is False
+    bench("--history=runs", f"--confirms={kept.id[:6]}")
+    assert [r.confirms for r in history.runs(kept.environment.device)] == [None, kept.id]
 
 
 def test_disabled_benchmarks_run_and_are_not_kept(bench):
@@ -91,6 +94,31 @@ def test_disabled_benchmarks_run_and_are_not_kept(bench):
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["history: nothing added, no benchmark was measured"])
     assert not (bench.path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--history=toy.json"], "--history toy.json: is a file, expected a folder"),
+        (["--confirms=abc"], "--confirms needs --history"),
+        (["--history=runs", "--confirms=abc"], "no run 'abc' in runs"),
+        (["--device=cuda"], "no CUDA device here"),
+    ],
+)
+def test_wrong_options_are_said_before_anything_is_measured(bench, monkeypatch, options, problem):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = bench(*options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *{problem}*"])
+
+
+def test_a_run_that_cannot_be_kept_fails_the_session(bench):
+    (bench.path / "runs").mkdir()
+    (bench.path / "runs" / this_environment("cpu").device).write_text("in the way")
+    result = bench("--history=runs")
+    result.assert_outcomes(passed=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["history: runs/*: cannot be written: *"])
 
 
 def test_refused_samples_fail_and_show_nowhere_but_in_the_history(bench):
