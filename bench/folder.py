@@ -10,16 +10,22 @@ import msgspec
 
 from bench.environment import Environment
 from bench.measurement import Measurement
-from perfmodel.errors import SpecError
+from perfmodel.errors import OutputError, SpecError
 
 LINES = "results.jsonl"
 
 
 class ResultsFolder:
-    """Append-only results; what an interrupted run left is read back and not measured again."""
+    """Append-only results; what an interrupted run left is read back and not measured again.
+
+    Raises: OutputError where there can be no such folder; SpecError for a broken results file.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot hold results: {error.strerror}") from None
         self.path = folder
         self._lock = threading.Lock()
         self._drop_torn_line()

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.environment import Environment
 from bench.measurement import Measurement
-from perfmodel.errors import UsageError
+from perfmodel.errors import OutputError, UsageError
 from perfmodel.hardware import (
     HardwareSpec,
     device_names,
@@ -88,7 +88,10 @@ def write_host(path: Path, file: Mapping[str, Any]) -> None:
 
     text = yaml.safe_dump(dict(file), sort_keys=False, width=100, allow_unicode=True)
     to_spec(parse_yaml(text, source=str(path)), key=path.stem)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """The options of the commands that measure: probe, kernels, validate, doctor, all."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def _add_validate(subparsers: Any, add_command: AddCommand) -> None:
 def _add_all(subparsers: Any, add_command: AddCommand) -> None:
     summary = "all of it within one budget of time; the same command goes on where it stopped"
     parser = add_command(subparsers, "all", summary, run=("bench.commands", "cmd_all"))
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop by then (9)")
+    parser.add_argument("--minutes", type=minutes, default=9.0, help="stop by then (9)")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="(the GPU where there is one)")
     parser.add_argument("--threads", type=count, metavar="N", help="of a CPU, as for kernels")
     parser.add_argument("--plan", action="store_true", help="print the jobs and stop")
@@ -88,6 +89,17 @@ def folder_option(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=DEFAULT_FOLDER, metavar="DIR",
         help=f"folder of results ({DEFAULT_FOLDER})",
     )  # fmt: skip
+
+
+def minutes(text: str) -> float:
+    """A positive number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}, expected minutes above 0")
+    return value
 
 
 def words(text: str) -> list[str]:

@@ -8,8 +8,10 @@ import pytest
 from bench import everything
 from bench.account import account, failures
 from bench.cli import main
+from bench.cores import cores_allowed
 from bench.everything import Job, Stage, plan, run, run_job
 from bench.folder import LINES, ResultsFolder, read_lines
+from perfmodel.errors import UsageError
 from perfmodel.tables import as_text
 
 JOB = """
@@ -56,9 +58,9 @@ def test_a_job_that_crashes_keeps_its_lines_and_goes_on_where_it_was(tmp_path):
 def test_a_job_that_hangs_is_ended_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(everything, "LEAST_S", 0.1)
     start = time.monotonic()
-    *steps, line = run_one(tmp_path, a_job("hang", "1", limit_s=4))
+    *steps, line = run_one(tmp_path, a_job("hang", "1", limit_s=2))
     assert time.monotonic() - start < 30
-    assert (line["exit_code"], line["reason"]) == (-9, "stopped after 4 s")
+    assert (line["exit_code"], line["reason"]) == (-9, "stopped after 2 s")
     assert len(steps) <= 2
     assert failures([line]) == []  # it may go on next time
 
@@ -122,3 +124,31 @@ def test_every_command_of_the_plan_is_one_that_the_command_line_knows():
         for job in stage.jobs:
             if job.module == "bench":
                 build_parser().parse_args([*job.arguments, "--out", "x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["all", "--minutes", "-1"], "found -1, expected minutes above 0"),
+        (["kernels", "--device", "cpu", "--out", "/dev/null/x"], "cannot hold results"),
+        (["kernels", "--device", "cpu", "--subjects", "foo"], "no weight format 'foo'"),
+        (["probe", "--device", "cpu", "--threads", "999"], "this process may use"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(arguments, problem, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bench.cores.use_threads", _refuse_too_many)
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    captured = capsys.readouterr()
+    assert code == 2
+    assert problem in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def _refuse_too_many(threads):
+    """`use_threads` without its effect on the process of the tests."""
+    if threads and threads > len(cores_allowed()):
+        raise UsageError(f"--threads {threads}: this process may use {len(cores_allowed())} cores")
