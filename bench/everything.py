@@ -2,8 +2,7 @@
 
 Every job is one of our commands in a process of its own, so that a kernel that crashes or hangs
 costs its own job alone. Jobs write to the folder of results themselves, line by line; what is there
-is not measured again. This process imports neither torch nor triton: it plans, watches the clock
-and keeps an account of the jobs.
+is not measured again. This process only plans, watches the clock and keeps an account of the jobs.
 """
 
 import os

@@ -49,7 +49,9 @@ def _add_kernels(subparsers: Any, add_command: AddCommand) -> None:
 
 def _add_validate(subparsers: Any, add_command: AddCommand) -> None:
     summary = "hold measured kernels against their predictions; exit code 1 above a roof"
-    parser = add_command(subparsers, "validate", summary, run=("bench.commands", "cmd_validate"))
+    parser = add_command(
+        subparsers, "validate", summary, run=("bench.validate_command", "cmd_validate")
+    )
     folder_option(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="predicted over measured")
     parser.add_argument(
@@ -61,7 +63,7 @@ def _add_validate(subparsers: Any, add_command: AddCommand) -> None:
 
 def _add_all(subparsers: Any, add_command: AddCommand) -> None:
     summary = "all of it within one budget of time; the same command goes on where it stopped"
-    parser = add_command(subparsers, "all", summary, run=("bench.commands", "cmd_all"))
+    parser = add_command(subparsers, "all", summary, run=("bench.all_command", "cmd_all"))
     parser.add_argument("--minutes", type=minutes, default=9.0, help="stop by then (9)")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="(the GPU where there is one)")
     parser.add_argument("--threads", type=count, metavar="N", help="of a CPU, as for kernels")

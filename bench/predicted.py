@@ -1,10 +1,13 @@
 """Every measured kernel beside its predictions: the bare roofline, and calibrated by the probe."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
+from bench.environment import Environment
+from bench.folder import read_environments, read_measurements
 from bench.host import decode_name, hardware_of
 from bench.measurement import Measurement
 from perfmodel.format_names import parse_format
@@ -72,6 +75,33 @@ def compare(measurements: Iterable[Measurement], hardware: HardwareSpec) -> list
     ideal = load_stack("ideal")
     probed = measured_stack(hardware) if hardware.measured else None
     return [_compared(m, hardware, ideal, probed) for m in measurements if m.suite in SUITES]
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """What a results folder holds about one device, with its predictions."""
+
+    environment: Environment
+    hardware: HardwareSpec
+    measurements: tuple[Measurement, ...]
+    compared: tuple[Compared, ...]
+
+
+def devices_in(folder: Path) -> Iterator[Device]:
+    """Every device on which kernels were measured.
+
+    Raises: SpecError if the results are damaged; UsageError for a CPU that nobody probed.
+    """
+    environments, measurements = read_environments(folder), read_measurements(folder)
+    for name in dict.fromkeys(m.device for m in measurements if m.suite == "kernels"):
+        environment = next(e for e in environments.values() if e.device == name)
+        mine = tuple(m for m in measurements if m.device == name)
+        hardware = hardware_of(environment, mine)
+        yield Device(
+            environment=environment,
+            hardware=hardware,
+            measurements=mine,
+            compared=tuple(compare(mine, hardware)),
+        )
 
 
 def _compared(

@@ -18,6 +18,8 @@ from perfmodel.tables import Column, Table
 from perfmodel.units import significant
 from perfmodel.validation import Pair, Summary, grouped, summarise
 
+HELD_OUT = "and fitted, on held-out shapes"
+
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """All pairs of one device, by who predicted, and the points that cannot be."""
@@ -34,7 +36,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         named = {
             "ideal roofline": self.ideal,
             "calibrated by the probe": self.probed,
-            "and fitted, on held-out shapes": self.fitted,
+            HELD_OUT: self.fitted,
             "end to end": self.end_to_end,
         }
         return {name: summarise(pairs) for name, pairs in named.items() if pairs}
