@@ -112,7 +112,9 @@ def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
 
 def other_conditions(stored: Mapping[str, Any] | None, measurement: Measurement) -> str | None:
     """How a stored benchmark's conditions differ from a measurement's; None if they agree."""
-    for name in IDENTITY if stored is not None else ():
+    if stored is None:
+        return None
+    for name in IDENTITY:
         if stored.get(name) != (ours := getattr(measurement, name)):
             return f"cannot be compared: {name} {stored.get(name)} before, {ours} now"
     return None

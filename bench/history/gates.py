@@ -162,11 +162,11 @@ def _present(run: Run, past: Past, *, allow_missing: bool) -> list[Finding]:
         return [Finding(kind="no baseline", key=run.environment.device, text=text)]
     promoted = {m.key for baseline in past.baseline for m in baseline.measurements}
     missing = [] if allow_missing else sorted(promoted - set(run.by_key))
-    added = sorted(set(run.by_key) - promoted)
+    added = sorted(set(valid_samples(run)) - set(pooled(past.baseline)))
     absent = "in the baseline, not in this run"
     return [
         *(Finding(kind="vanished", key=key, text=absent) for key in missing),
-        *(Finding(kind="new", key=key, text="not in the baseline") for key in added),
+        *(Finding(kind="new", key=key, text="no valid samples in the baseline") for key in added),
     ]
 
 

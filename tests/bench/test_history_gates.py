@@ -83,6 +83,13 @@ def test_a_new_benchmark_is_said_and_passes():
     assert not finding.fails
 
 
+def test_what_the_baseline_refused_is_compared_with_nothing():
+    refused = replace(BASE.measurements[0], refused="unsteady")
+    base = replace(BASE, measurements=(refused, BASE.measurements[1]))
+    findings = kinds(run(1, a=9.0, b=2.0), Past(baseline=[base], earlier=[base], fresh=()))
+    assert list(findings) == [("new", key("a"))]
+
+
 def test_a_refused_benchmark_never_passes_and_is_not_compared():
     slow = run(1, a=1.5, b=2.0)
     refused = replace(slow.measurements[0], refused="throttled: hw_slowdown", samples_s=())
