@@ -120,6 +120,9 @@ def _measure_again(history: History, run: Run, keys: set[str]) -> None:
         raise UsageError(f"{problem}, and: history add RESULTS --confirms {run.id}")
     command = [sys.executable, "-m", "pytest", "-q", *sorted(map(str, tests))]
     command += ["--history", str(history.root), "--confirms", run.id]
+    command += ["--device", run.environment.kind]
+    if run.environment.kind == "cpu":
+        command += ["--threads", str(run.environment.threads)]
     for _ in range(RULES.fresh):
         done = subprocess.run(command, stdout=sys.stderr, check=False)
         if done.returncode not in (0, TESTS_FAILED):

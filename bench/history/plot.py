@@ -45,6 +45,7 @@ def history_figure(runs: Sequence[Run], promoted: Sequence[str], match: str = ""
     panels = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (key, points) in zip(panels, series.items(), strict=True):
         _draw_series(axes, points)
+        _draw_refused(axes, runs, key)
         _draw_events(axes, runs, promoted)
         axes.set_title(label(key), fontsize=10, loc="left")
     _name_commits(panels[-1], runs)
@@ -82,6 +83,13 @@ def _draw_series(axes: "Axes", points: Sequence[Point]) -> None:
     axes.grid(visible=True, axis="y", alpha=0.25)
     axes.spines["top"].set_visible(False)
     _draw_roof_share(axes, points)
+
+
+def _draw_refused(axes: "Axes", runs: Sequence[Run], key: str) -> None:
+    """A cross at the bottom for every run whose samples are no result."""
+    at = [x for x, run in enumerate(runs) if (m := run.by_key.get(key)) and m.refused is not None]
+    for x in at:
+        axes.plot(x, 0.04, "x", color=QUIET, markersize=5, transform=axes.get_xaxis_transform())
 
 
 def _draw_roof_share(axes: "Axes", points: Sequence[Point]) -> None:
@@ -130,6 +138,7 @@ def _add_legend(figure: Figure, series: dict[str, list[Point]]) -> None:
         Patch(color=LINE, alpha=0.18, label="quartiles"),
         Line2D([], [], color=SLOWER, marker="^", linestyle="", label="step: slower"),
         Line2D([], [], color=FASTER, marker="v", linestyle="", label="step: faster"),
+        Line2D([], [], color=QUIET, marker="x", markersize=5, linestyle="", label="refused"),
         Line2D([], [], color=FASTER, alpha=0.6, label="baseline"),
         Line2D([], [], color=QUIET, linestyle="--", label="versions changed"),
     ]

@@ -107,7 +107,8 @@ def test_suspects_are_measured_again_in_fresh_processes(command, history, monkey
     assert (code, "so is the median of 3 fresh processes" in out) == (1, True)
     assert len(started) == 3
     assert started[0][1:5] == ["-m", "pytest", "-q", "bench/x.py::a"]
-    assert started[0][-4:] == ["--history", str(history.root), "--confirms", slow.id]
+    assert started[0][5:9] == ["--history", str(history.root), "--confirms", slow.id]
+    assert started[0][9:] == ["--device", "cuda"]
 
 
 def test_what_no_test_measured_has_to_be_repeated_by_hand(command, history):
