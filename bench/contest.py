@@ -83,18 +83,23 @@ class Bench:
         Those that are refused get a second chance together. One that was never undisturbed leaves
         a line of kind "skipped" instead of a measurement.
         """
-        taken = self._round(contestants)
-        again = [c for c, m in zip(contestants, taken, strict=True) if m is None or m.refused]
-        second = dict(zip(map(id, again), self._round(again), strict=True)) if again else {}
-        found = [second.get(id(c), m) for c, m in zip(contestants, taken, strict=True)]
-        for contestant, measurement in zip(contestants, found, strict=True):
-            if measurement:
-                self.results.add(measurement, try_again=True)
+        taken: list[Measurement] = []
+        refused = []
+        for contestant, found in zip(contestants, self._round(contestants), strict=True):
+            if found is None or found.refused:
+                refused.append(contestant)
             else:
+                taken.append(found)
+                self.results.add(found)
+        for contestant, found in zip(refused, self._round(refused), strict=True):
+            if found is None:
                 about = {"name": contestant.name, **contestant.params}
                 reason = "disturbed: other processes had our cores"
                 self.results.add_line({"kind": "skipped", **about, "reason": reason})
-        return [measurement for measurement in found if measurement]
+            else:
+                taken.append(found)
+                self.results.add(found, try_again=True)
+        return taken
 
     def keep(
         self,
@@ -113,6 +118,9 @@ class Bench:
             self.results.add(found)
 
     def _round(self, contestants: Sequence[Contestant]) -> list[Measurement | None]:
+        """One measurement each; None where every sample was disturbed."""
+        if not contestants:
+            return []
         samplers = {str(i): self.sampler(c) for i, c in enumerate(contestants)}
         samples = sample_in_turn(samplers, self.rule)
         throttled = throttle_reasons() if self.is_cuda else []
@@ -126,9 +134,6 @@ class Bench:
     ) -> Measurement | None:
         c, refused = contestant, refusal(samples_s, self.rule, throttled)
         if not samples_s:
-            self.results.add_line(
-                {"kind": "skipped", "name": c.name, **c.params, "reason": refused}
-            )
             return None
         facts = dict(c.facts)
         if self.read_bytes_per_s:

@@ -164,9 +164,12 @@ def test_every_part_of_the_probe_can_be_timed(tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "CPU_MATMUL", {"fp32": 256, "fp16": 16})
     bench = Bench(environment=CPU, results=ResultsFolder(tmp_path), rule=QUICK)
     monkeypatch.setattr("bench.timing.waited_s", lambda: 0.0)
-    for part in (bandwidths, matrix_products, launches):
+    for part in (bandwidths, matrix_products):
         for contestants in part(bench):
             bench.time(contestants)
+    assert [c.params["mode"] for (*found,) in launches(bench) for c in found] == [
+        "gemv", "threads", "torch",
+    ]  # fmt: skip
     for contestants in decoding(bench, ["fp32:library"]):
         bench.time(contestants)
     names = [(m.name, *m.params.values()) for m in read_measurements(tmp_path)]
