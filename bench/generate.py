@@ -5,9 +5,11 @@ other instead of being timed in turn, and every run is kept, so that drift can b
 """
 
 import gc
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -27,6 +29,7 @@ from perfmodel.hardware import HardwareSpec, load_hardware
 from perfmodel.measured_stack import measured_stack
 from perfmodel.prediction import cache_ops, constant_ops, predict
 from perfmodel.stack_files import load_stack
+from perfmodel.units import GIGA
 from perfmodel.workload import Workload, first_pass
 
 SUITE, STEP_SUITE = "generate", "generate-step"
@@ -167,7 +170,7 @@ def _problem(session: Session, source: Source, case: Measurement) -> str | None:
     asked = workload(source, prompt=session.options.prompt, new=int(case.params["new"]))
     needed = footprint(asked, free).total_bytes
     if needed * SLACK > free:
-        return f"out of memory: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        return f"out of memory: needs {needed / GIGA:.1f} GB, {free / GIGA:.1f} GB are free"
     return None
 
 
@@ -175,8 +178,11 @@ def free_bytes(kind: Kind) -> int:
     """Memory that a new model could have."""
     if kind == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    with open("/proc/meminfo") as lines:  # noqa: PTH123 -- one line, as it comes
-        available = next(line for line in lines if line.startswith("MemAvailable:"))
+    info = Path("/proc/meminfo")
+    if not info.exists():  # no Linux: nobody says what is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = info.read_text().splitlines()
+    available = next(line for line in lines if line.startswith("MemAvailable:"))
     return 1024 * int(available.split()[1])
 
 

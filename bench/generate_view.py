@@ -7,9 +7,9 @@ from typing import Any
 from bench.measurement import Measurement
 from perfmodel.measurement import MeasuredRun, load_measurements
 from perfmodel.tables import Column, Table
+from perfmodel.units import GIGA
 
 PAPER = "squeezellm-2023"  # Tables 3 and 6, as perfmodel has them
-GIGA = 1e9
 
 
 def row(case: Measurement, among: Sequence[Measurement]) -> dict[str, Any]:
