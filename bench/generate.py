@@ -23,6 +23,7 @@ from bench.host import hardware_of
 from bench.measurement import Measurement, Scalar
 from bench.session import measurements_of
 from bench.timing import CACHE_MULTIPLE, DISTURBED, StopRule, refusal
+from kernels.checks import LayoutError
 from perfmodel.errors import UsageError
 from perfmodel.footprint import footprint
 from perfmodel.hardware import HardwareSpec, load_hardware
@@ -116,10 +117,15 @@ def _run_source(session: Session, source: Source, stack: str) -> None:
     kind = session.environment.kind
     before = torch.cuda.memory_allocated() if kind == "cuda" else 0
     capacity = session.options.prompt + int(cases[0].params["new"])
-    runner = build(source, stack, kind=kind, capacity=capacity)
-    for case in cases:
-        _measure(session, source, runner, case, before)
-    del runner
+    try:
+        runner = build(source, stack, kind=kind, capacity=capacity)
+        while cases:
+            _measure(session, source, runner, cases[0], before)
+            cases.pop(0)
+    except (UsageError, LayoutError, torch.OutOfMemoryError) as error:
+        for case in cases:
+            session.skip(case, str(error).splitlines()[0])
+    runner = None
     gc.collect()  # a module and its hooks can hold each other
     if kind == "cuda":
         torch.cuda.empty_cache()

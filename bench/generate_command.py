@@ -1,11 +1,13 @@
 """The command `generate`: arguments into options, one run, its tables."""
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.cli import JOB_VARIABLE
 from bench.environment import default_kind
 from bench.folder import ResultsFolder, read_measurements
 from bench.generate import SUITE, run
@@ -17,6 +19,8 @@ from perfmodel.errors import UsageError
 from perfmodel.measurement import load_measurements
 from perfmodel.output import Output, write_output
 
+SPARE_S = 5.0  # of a job of `bench all`, for the table
+
 
 def cmd_generate(args: argparse.Namespace) -> int:
     """Exit codes: 0 ok, 1 when a checkpoint's text is not that of its dequantized model."""
@@ -25,7 +29,8 @@ def cmd_generate(args: argparse.Namespace) -> int:
     options = options_of(args)
     environment, folder = open_environment(args.device, args.threads), ResultsFolder(args.out)
     results = Again(folder) if args.fresh else folder
-    deadline_s = time.monotonic() + 60 * args.minutes
+    limit_s = min(60 * args.minutes, float(os.environ.get(JOB_VARIABLE, "inf")) - SPARE_S)
+    deadline_s = time.monotonic() + limit_s
     skipped = run(options, environment, results, deadline_s, say=_say)
     wanted = {source.format_name for source in sources(options)}
     cases = [case for case in read_measurements(args.out) if _is_asked(case, options, wanted)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.model_weights import LinearWeight
 from bench.timing import StopRule, copies_for, cuda_graph_sampler, sample_in_turn
-from kernels.layouts import CsrWeight, LutWeight, UniformWeight
+from kernels.layouts import CsrWeight
 from kernels.layouts.concat import concat_rows
 from kernels.layouts.weights import Weight
 from perfmodel.errors import UsageError
@@ -64,13 +64,12 @@ class TwinLinear(nn.Module):
 
 def _twin(weight: Tensor | Weight) -> Callable[..., Tensor]:
     """Raises: UsageError for a layout that has no twin."""
-    from kernels import cpu  # numba: a second
+    from kernels.cpu import twin_of  # numba: a second
 
-    twins = {LutWeight: cpu.lut_gemv, UniformWeight: cpu.uniform_gemv, Tensor: cpu.fp16_gemv}
-    for kind, twin in twins.items():
-        if isinstance(weight, kind):
-            return twin
-    raise UsageError(f"no CPU kernel runs a {type(weight).__name__}")
+    found = twin_of(weight)
+    if found is None:
+        raise UsageError(f"no numba twin reads a {type(weight).__name__}")
+    return found
 
 
 def linear_module(layer: LinearWeight, dtype: torch.dtype, *, own_gemv: bool = False) -> nn.Module:

@@ -14,7 +14,6 @@ from kernels.launch import new_counters
 from kernels.layouts import (
     BilevelWeight,
     CsrWeight,
-    LutWeight,
     UniformWeight,
     VectorWeight,
     to_fixed_point,
@@ -216,13 +215,7 @@ def _cpu(subject: Subject, weights: Weights) -> tuple[Run, str, int]:
 
     if isinstance(first, CsrWeight):
         return lambda x, w, _out, _counters: cpu.csr_gemv(x, *w), "numba csr_gemv", 4
-    gemv = {
-        LutWeight: cpu.lut_gemv,
-        UniformWeight: cpu.uniform_gemv,
-        VectorWeight: cpu.vector_gemv,
-        Tensor: cpu.fp16_gemv,
-    }
-    function = gemv.get(type(first))
+    function = cpu.twin_of(first)
     if function is None:
         raise UsageError(f"subject {subject.name!r}: no numba twin reads a {type(first).__name__}")
     if len(weights) == 1:

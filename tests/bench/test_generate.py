@@ -99,6 +99,18 @@ def test_a_case_that_would_end_too_late_is_skipped_after_its_warm_up(llama, tmp_
     assert reason.startswith("fp16, 3 new: would take 3000 s, ")
 
 
+def test_a_format_that_nothing_here_runs_is_skipped(tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise UsageError("no numba twin reads it")
+
+    monkeypatch.setattr(generate, "build", refuse)
+    options = GenerateOptions(weights=("fp16", "gptq-w4"), layers=1, new=(1, 2))
+    monkeypatch.setattr(generate, "free_bytes", lambda _: 10**12)
+    skipped = run(options, tmp_path)
+    assert len(skipped) == 4
+    assert skipped[0] == "fp16, 1 new: no numba twin reads it"
+
+
 @pytest.mark.parametrize(
     ("run_s", "waited", "refused"),
     [(1.0, 0.5, "waited for a core in 50% of a run"), (0.0, 0.0, "not positive"), (1.0, 0.0, None)],
