@@ -1,7 +1,9 @@
 """`bench all`: the plan, the clock, jobs that crash or hang, and starting again."""
 
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +84,36 @@ def test_jobs_that_are_done_are_not_run_again(tmp_path, monkeypatch):
     ]
     run(stages, results, time.monotonic() + 100)
     assert ran == ["fine 2", "fine 3"]
+
+
+CHILD = """
+import time
+from bench.cli import die_with_parent
+die_with_parent()
+print("ready", flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells a process of its parent's end"
+)
+def test_killing_the_run_ends_its_job():
+    command = [sys.executable, "-c", PARENT, CHILD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = Path("/proc") / parent.stdout.readline().strip() / "stat"
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while not is_gone(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_an_interrupt_ends_the_job_too(tmp_path, monkeypatch):
