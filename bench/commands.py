@@ -38,8 +38,12 @@ def cmd_probe(args: argparse.Namespace) -> int:
 
 
 def cmd_kernels(args: argparse.Namespace) -> int:
-    """Check and time the kernels; 1 if one of them is wrong."""
+    """Check and time the kernels; 1 if one of them is wrong.
+
+    Raises: UsageError before anything is measured where the device has no file and no probe.
+    """
     bench = open_bench(args)
+    hardware_of(bench.environment, measurements_of(args.out, bench.environment.device))
     subjects = chosen_subjects(args, bench.environment.kind)
     layers = choose_layers(args.layers) if args.layers else default_layers(bench.environment.kind)
     peers = () if args.no_peers else PEERS

@@ -101,6 +101,14 @@ child.wait()
 """
 
 
+def is_gone(stat):
+    """Whether a process has ended, by its file in /proc; a zombie has."""
+    try:
+        return ") Z " in stat.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux tells a process of its parent's end"
 )
