@@ -43,10 +43,10 @@ def cmd_kernels(args: argparse.Namespace) -> int:
     Raises: UsageError before anything is measured where the device has no file and no probe.
     """
     bench = open_bench(args)
-    hardware_of(bench.environment, measurements_of(args.out, bench.environment.device))
     subjects = chosen_subjects(args, bench.environment.kind)
     layers = choose_layers(args.layers) if args.layers else default_layers(bench.environment.kind)
     peers = () if args.no_peers else PEERS
+    hardware_of(bench.environment, measurements_of(args.out, bench.environment.device))
     for layer in layers:
         measure_layer(bench, layer, subjects, peers=peers)
     environment = bench.environment
