@@ -16,7 +16,8 @@ from perfmodel.formats import BitPolicy
 from perfmodel.hardware import device_names, load_hardware
 from perfmodel.models import load_model, model_names
 from perfmodel.stack_files import load_stack
-from perfmodel.sweep import Grid, sweep
+from perfmodel.sweep import Grid, blocks, sweep
+from tests.perfmodel.test_sweep import predicted_row, random_grids
 
 BARE = [sys.executable, "-c", "import yaml, msgspec, argparse"]
 PREDICT = [sys.executable, "-m", "perfmodel", "predict", "--gpu", "a6000"]
@@ -59,8 +60,29 @@ def grid_of_100_000() -> Grid:
 
 def rows_per_cpu_s(grid: Grid) -> float:
     start_s = time.process_time()
-    count = sum(1 for _ in sweep(grid))
+    count = sum(len(block["time_s"]) for block in blocks(grid))
     return count / (time.process_time() - start_s)
+
+
+def test_sweep_of_10_000_random_configurations_is_predict(benchmark):
+    grids = random_grids(seed=7, rows=10_000)
+    rows = [(grid, row) for grid in grids for row in sweep(grid)][:10_000]
+    start_s = time.process_time()
+    wrong = [row for grid, row in rows if row != predicted_row(grid, row)]
+    scalar_rows_per_s = len(rows) / (time.process_time() - start_s)
+    million = replace(grid_of_100_000(), batches=range(1, 11))
+    rate = benchmark.pedantic(rows_per_cpu_s, args=(million,), rounds=1)
+    benchmark.extra_info |= {
+        "compared": len(rows),
+        "different": len(wrong),
+        "configurations": million.size,
+        "configurations_per_cpu_s": rate,
+        "predict_per_cpu_s": scalar_rows_per_s,
+    }
+    print(f"\n{len(rows):,} random configurations, {len(wrong)} differ from predict")
+    print(f"{million.size:,} configurations at {rate:,.0f} per second and core")
+    print(f"predict: {scalar_rows_per_s:,.0f} per second and core")
+    assert not wrong
 
 
 def test_sweep_of_100_000_configurations(benchmark):

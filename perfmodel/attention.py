@@ -1,5 +1,6 @@
 """Attention of one block: products of queries with cached keys and values, and the softmax."""
 
+from perfmodel.arrays import largest, smallest, where
 from perfmodel.ops import Op, Traffic, gemm
 from perfmodel.workload import ELEMENT_BYTES, Pass
 
@@ -83,7 +84,7 @@ def causal_pairs(step: Pass) -> int:
     """(query, key) pairs of one sequence: each new token sees the cache, itself and before."""
     window = step.model.sliding_window
     first, last = step.cached + 1, step.cached + step.tokens
-    full = last if window is None else max(step.cached, min(last, window))
+    full = last if window is None else largest(step.cached, smallest(last, window))
     below = (full - step.cached) * (first + full) // 2  # first + ... + full
     return below + (last - full) * (window or 0)
 
@@ -94,4 +95,4 @@ def _tokens_read(step: Pass) -> int:
     A decode step has its own key and value in registers.
     """
     cached = step.model.attended(step.cached + 1) - 1
-    return cached if step.tokens == 1 else cached + step.tokens
+    return where(step.tokens == 1, cached, cached + step.tokens)  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from perfmodel.prediction import OP_ORDER, Prediction, predict
 from perfmodel.report import op_rows, predictions_json, summary_row
 from perfmodel.stack_files import read_stack, stack_names
 from perfmodel.stacks import Stack
-from perfmodel.tables import Table, write_csv
+from perfmodel.tables import Table, write_csv_blocks
 from perfmodel.workload import Workload
 
 if TYPE_CHECKING:
@@ -66,19 +66,19 @@ def cmd_predict(args: argparse.Namespace) -> Output:
 
 
 def cmd_sweep(args: argparse.Namespace) -> Output | None:
-    """Rows are written as they come: a sweep may be larger than memory."""
+    """Blocks are written as they come: a sweep may be larger than memory."""
     from perfmodel import sweep
 
     rendering = rendering_of(args.rendering, args.output, "csv")
-    rows = sweep.sweep(_grid(args))
+    columns = sweep.blocks(_grid(args))
     if rendering == "csv":
         with text_sink(args.output) as stream:
-            write_csv(stream, rows)
+            write_csv_blocks(stream, columns)
         return None
     if rendering == "parquet":
-        sweep.write_parquet(args.output, list(rows))
+        sweep.write_parquet(args.output, columns)
         return None
-    args.rendering, listed = rendering, list(rows)
+    args.rendering, listed = rendering, list(sweep.as_rows(columns))
     document = {"schema": "perfmodel.sweep/1", "results": listed}
     return Output(
         document=lambda: document, rows=lambda: listed, tables=lambda: [views.sweep_table(listed)]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import replace
 
+from perfmodel.arrays import largest
 from perfmodel.block import shard_shape
 from perfmodel.formats import BitPolicy
 from perfmodel.workload import ELEMENT_BYTES, MAX_BATCH, MAX_TOKENS, Pass, Workload, first_pass
@@ -118,6 +119,6 @@ def _activation_bytes(workload: Workload, step: Pass) -> int:
     elements = step.rows * (2 * model.hidden + max(attention_width, mlp_width))
     if step.accounting != "fused":
         positions = model.attended(workload.cached_tokens_at_end)
-        elements += 2 * step.rows * positions * step.heads
+        elements = elements + 2 * step.rows * positions * step.heads
     logits_bytes = workload.batch * model.vocab * LOGIT_BYTES
-    return max(elements * ELEMENT_BYTES, logits_bytes)
+    return largest(elements * ELEMENT_BYTES, logits_bytes)  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 
 from perfmodel import names
+from perfmodel.arrays import smallest
 from perfmodel.errors import SpecError, UsageError
 from perfmodel.records import to_record
 from perfmodel.strict_yaml import Document, read_text
@@ -125,7 +126,9 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
 
     def attended(self, position: int) -> int:
         """Positions that a token attends to when `position` tokens, itself included, exist."""
-        return position if self.sliding_window is None else min(position, self.sliding_window)
+        if self.sliding_window is None:
+            return position
+        return smallest(position, self.sliding_window)  # type: ignore[no-any-return]
 
 
 def load_model(model: str) -> ModelShape:

@@ -1,6 +1,6 @@
 """Workload x device x stack -> Prediction: time, traffic and memory, per operation and in total."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -196,20 +196,19 @@ def workload_ops(workload: Workload) -> tuple[Op, ...]:
     return (*(op * steps for op in constant_ops(first, workload.policy)), *total)
 
 
-def _timed_ops(workload: Workload, hw: HardwareSpec, stack: Stack) -> list[tuple[Op, OpTime]]:
-    """Operations and their times over all passes; only attention differs from pass to pass."""
+def times_of_constant_ops(
+    workload: Workload, hw: HardwareSpec, stack: Stack
+) -> list[tuple[Op, OpTime]]:
+    """Operations that do not depend on the cache, and their times, over all passes."""
     first, steps = first_pass(workload), workload.steps
     constant = constant_ops(first, workload.policy)
-    timed = [(op * steps, op_time(op, hw, stack) * steps) for op in constant]
-    timed += _timed_cache_ops(first, steps, hw, stack)
-    return sorted(timed, key=lambda pair: OP_ORDER.index(pair[0].name))
+    return [(op * steps, op_time(op, hw, stack) * steps) for op in constant]
 
 
-@lru_cache(maxsize=64)
-def _timed_cache_ops(
+def times_of_cache_ops(
     first: Pass, steps: int, hw: HardwareSpec, stack: Stack
 ) -> tuple[tuple[Op, OpTime], ...]:
-    """Attention over all passes; kept, because it is the same for every weight format."""
+    """Attention and its times over all passes; only attention differs from pass to pass."""
     total: list[tuple[Op, OpTime]] = []
     for i in range(steps):
         ops = cache_ops(replace(first, cached=first.cached + i))
@@ -217,6 +216,20 @@ def _timed_cache_ops(
         pairs = zip(total, now, strict=True) if total else ()
         total = [(a + op, b + time) for (a, b), (op, time) in pairs] or now
     return tuple(total)
+
+
+def in_order(timed: Iterable[tuple[Op, OpTime]]) -> list[tuple[Op, OpTime]]:
+    """As a pass runs them; sums in this order are the same everywhere."""
+    return sorted(timed, key=lambda pair: OP_ORDER.index(pair[0].name))
+
+
+# Kept, because attention is the same for every weight format.
+_kept_times_of_cache_ops = lru_cache(maxsize=64)(times_of_cache_ops)
+
+
+def _timed_ops(workload: Workload, hw: HardwareSpec, stack: Stack) -> list[tuple[Op, OpTime]]:
+    attention = _kept_times_of_cache_ops(first_pass(workload), workload.steps, hw, stack)
+    return in_order((*times_of_constant_ops(workload, hw, stack), *attention))
 
 
 def _prefill(workload: Workload, hw: HardwareSpec, stack: Stack) -> Prediction | None:

@@ -65,6 +65,17 @@ def write_csv(stream: IO[str], rows: Iterable[dict[str, Any]]) -> None:
         writer.writerow([_cell(value) for value in row.values()])
 
 
+def write_csv_blocks(stream: IO[str], blocks: Iterable[dict[str, list[Any]]]) -> None:
+    """Blocks of columns as they come; unknown values empty."""
+    import csv
+
+    writer = csv.writer(stream, lineterminator="\n")
+    for index, columns in enumerate(blocks):
+        if index == 0:
+            writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
 def _cell(value: Any) -> Any:
     if isinstance(value, (list, dict)):
         return msgspec.json.encode(value).decode()

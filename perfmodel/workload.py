@@ -4,6 +4,7 @@ from typing import Literal, get_args
 
 import msgspec
 
+from perfmodel.arrays import bounds
 from perfmodel.errors import UsageError
 from perfmodel.formats import BitPolicy
 from perfmodel.models import ModelShape
@@ -24,7 +25,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """One question to the model.
 
     decode: one step with `context` tokens in the cache. prefill: `prompt` tokens from an empty
-    cache. generate: `new` steps with prompt, prompt + 1, ... tokens in the cache.
+    cache. generate: `new` steps with prompt, prompt + 1, ... tokens in the cache. Batch, context
+    and prompt may be numpy arrays of whole numbers that broadcast: many questions at once.
     """
 
     model: ModelShape
@@ -133,8 +135,9 @@ def _check(workload: Workload) -> None:
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise UsageError(f"{name} is {value}, expected {low}..{high}")
+    for found in bounds(value):
+        if not low <= found <= high:
+            raise UsageError(f"{name} is {found}, expected {low}..{high}")
 
 
 def _check_tensor_parallel(model: ModelShape, devices: int) -> None:

@@ -28,7 +28,7 @@ def interrupt(*_: object, **__: object) -> NoReturn:
 
 
 def one_row_then_interrupt(_: sweep.Grid) -> Iterator[dict[str, Any]]:
-    yield {"device": "a6000", "time_s": 1.0}
+    yield {"device": ["a6000"], "time_s": [1.0]}
     raise KeyboardInterrupt
 
 
@@ -53,7 +53,7 @@ def test_ctrl_c_while_rendering_leaves_no_file(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["csv", "json", "md", "parquet"])
 def test_ctrl_c_in_a_sweep_leaves_no_file(suffix, monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep, "sweep", one_row_then_interrupt)
+    monkeypatch.setattr(sweep, "blocks", one_row_then_interrupt)
     assert main([*SWEEP, "-o", str(tmp_path / f"x.{suffix}")]) == 130
     assert list(tmp_path.iterdir()) == []
 
@@ -61,14 +61,14 @@ def test_ctrl_c_in_a_sweep_leaves_no_file(suffix, monkeypatch, tmp_path):
 def test_ctrl_c_keeps_the_older_file(monkeypatch, tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("older\n")
-    monkeypatch.setattr(sweep, "sweep", one_row_then_interrupt)
+    monkeypatch.setattr(sweep, "blocks", one_row_then_interrupt)
     main([*SWEEP, "-o", str(file)])
     assert file.read_text() == "older\n"
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_ctrl_c_after_rows_on_the_screen_does_not_deny_them(monkeypatch, capsys):
-    monkeypatch.setattr(sweep, "sweep", one_row_then_interrupt)
+    monkeypatch.setattr(sweep, "blocks", one_row_then_interrupt)
     main(SWEEP)
     out, err = capsys.readouterr()
     assert out == "device,time_s\na6000,1.0\n"
