@@ -1,6 +1,6 @@
 """A stack from measurements, and how well it forecasts what it has not seen."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from msgspec.structs import replace
@@ -31,6 +31,7 @@ def forecast_pair(run: MeasuredRun, stack: Stack, *, held_out: bool = False) -> 
         group=run.workload.policy.linear.name,
         predicted_s=prediction.time_s,
         measured_s=run.time_s,
+        steps=run.workload.steps,
         interval_s=prediction.interval_s,
         held_out=held_out,
     )
@@ -80,16 +81,15 @@ def single_efficiency(train: Sequence[MeasuredRun], test: Sequence[MeasuredRun])
     return [replace(p, predicted_s=p.predicted_s / best) for p in plain_roofline(test)]
 
 
-def described(found: Fit, rows: int, name: str, description: str, source: str) -> Stack:
-    """The fitted stack with its name and what it rests on."""
+def described(found: Fit, rows: int, about: Mapping[str, str], also_runs: Sequence[str]) -> Stack:
+    """The fitted stack with its name, description and source, and what it rests on."""
     names = found.stack.devices
     devices = ", ".join(names) if len(names) <= MOST_NAMED else f"{len(names)} devices"
     return replace(
         found.stack,
-        name=name,
-        description=description,
+        **about,
+        formats=(*found.stack.formats, *also_runs),
         basis=f"fitted on {devices} ({rows} rows)",
-        source=source,
     )
 
 
@@ -125,6 +125,7 @@ def _header(stack: Stack) -> dict[str, Any]:
         "basis": stack.basis,
         "source": stack.source,
         "fitted_on": list(stack.devices),
+        "runs": list(stack.formats),
     }
 
 

@@ -17,7 +17,13 @@ from perfmodel.arguments import (
     sizes,
 )
 from perfmodel.errors import PerfmodelError, one_line
-from perfmodel.forecast_arguments import add_forecasts
+from perfmodel.forecast_arguments import (
+    add_forecasts,
+    add_recommend,
+    add_validation_figure,
+    plot_pareto,
+    recommend_options,
+)
 from perfmodel.output import discard_output
 from perfmodel.workload import ACCOUNTINGS, PHASES
 
@@ -41,6 +47,8 @@ examples:
   python -m perfmodel predict --gpu a100 --model llama-2-70b --tp 2 --weights fp16,gptq-w4-g128
   python -m perfmodel predict --gpu a6000 --set memory.bandwidth_gb_per_s=1000
   python -m perfmodel predict --gpu a6000 --weights w3 --lm-head w4 --tensor down_proj=w4
+  python -m perfmodel predict --gpu a5000 --stack squeezellm-2023 --weights squeezellm-w3 --explain
+  python -m perfmodel predict --gpu a6000 --weights fp16,awq-w4-g128 --compare-stacks all
 
 decode is one step with --context tokens cached; generate sums the steps with P, P+1, ... P+N-1
 tokens cached. Exit codes: 0 ok, 2 wrong arguments, 3 a wrong input file.
@@ -51,12 +59,15 @@ Lists are separated by commas; `all` is every built-in device, model or stack.
 examples:
   python -m perfmodel sweep --gpu a5000,a6000 --bits 16,8,4,3,2 --context 128,2048
   python -m perfmodel sweep --gpu all --model all --bits 4 --batch 1,2,4,8,16 -o sweep.parquet
+  python -m perfmodel sweep --gpu h200 --bits 16,4 --device-axis memory.bandwidth_gb_per_s=2400,9600
 """
 _PLOT_EXAMPLES = """\
 examples:
   python -m perfmodel plot roofline --gpu a6000 --weights fp16,w4,w3 -o roofline.png
   python -m perfmodel plot runtime --gpu a5000 --bits 16,8,4,3,2 --lengths 128,2048 -o runtime.svg
   python -m perfmodel plot sweep --gpu a6000 --bits 16,4,3 --batch 1,2,4,8,16,32,64 -o batch.png
+  python -m perfmodel plot validation squeezellm-2023 --hold-out model -o validation.png
+  python -m perfmodel plot pareto --gpu a5000 --model llama-13b -o pareto.png
 """
 
 
@@ -88,6 +99,7 @@ def build_parser() -> OneLineParser:
     _add_predict(subparsers)
     _add_sweep(subparsers)
     _add_plot(subparsers)
+    add_recommend(subparsers)
     add_forecasts(subparsers)
     _add_catalogues(subparsers)
     return parser
@@ -98,6 +110,12 @@ def _add_predict(subparsers: Any) -> None:
     parser = add_command(subparsers, "predict", commands.cmd_predict, summary, _PREDICT_EXAMPLES)
     _single_options(parser)
     parser.add_argument("--ops", action="store_true", help="show every operation")
+    parser.add_argument(
+        "--explain", action="store_true", help="where the time goes, and which roof comes next"
+    )
+    parser.add_argument(
+        "--compare-stacks", metavar="NAMES", help="stacks side by side instead, or all"
+    )
     output_options(parser)
 
 
@@ -132,7 +150,12 @@ def _add_plot(subparsers: Any) -> None:
         figures, "sweep", commands.cmd_plot_sweep, "time against batch, length or devices"
     )
     _list_options(sweep)
-    for figure in (roofline, runtime, sweep):
+    pareto = add_command(
+        figures, "pareto", plot_pareto, "perplexity against time, with the memory of each format"
+    )
+    recommend_options(pareto)
+    validation = add_validation_figure(figures)
+    for figure in (roofline, runtime, sweep, pareto, validation):
         figure.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
 
 
@@ -188,6 +211,13 @@ def _device_options(parser: OneLineParser) -> None:
 
 def _list_options(parser: OneLineParser) -> None:
     """The same options as axes."""
+    parser.add_argument(
+        "--device-axis",
+        action="append",
+        default=[],
+        metavar="FIELD=V,V",
+        help="what if: a field of the device file takes each of these values",
+    )
     parser.add_argument("--gpu", required=True, metavar="NAMES", help="devices, or all")
     parser.add_argument("--model", default="llama-7b", metavar="NAMES", help="(llama-7b)")
     parser.add_argument("--stack", default="ideal", metavar="NAMES", help="(ideal)")

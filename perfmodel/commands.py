@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from perfmodel import views
 from perfmodel.errors import CheckFailed, UsageError
 from perfmodel.format_names import EXAMPLES, bits_format, parse_format
 from perfmodel.formats import BitPolicy, WeightFormat
-from perfmodel.hardware import device_names, load_hardware, read_device
+from perfmodel.hardware import HardwareSpec, device_names, load_hardware, read_device
 from perfmodel.measured_stack import stack_for
 from perfmodel.models import load_model, model_names, read_model
 from perfmodel.output import Output, rendering_of, save_figure, text_sink, write_output
@@ -19,6 +20,7 @@ from perfmodel.prediction import OP_ORDER, Prediction, predict
 from perfmodel.report import op_rows, predictions_json, summary_row
 from perfmodel.stack_files import read_stack, stack_names
 from perfmodel.stacks import Stack
+from perfmodel.strict_yaml import plain_scalar
 from perfmodel.tables import Table, write_csv_blocks
 from perfmodel.workload import Workload
 
@@ -44,12 +46,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def cmd_predict(args: argparse.Namespace) -> Output:
-    predictions = _predictions(args, DEFAULT_WEIGHTS)
+    if args.compare_stacks is not None:
+        from perfmodel import advice_commands
+
+        return advice_commands.compare_stacks(args)
+    predictions = predictions_of(args, DEFAULT_WEIGHTS)
     baseline = fp16_baseline(predictions)
 
     def tables() -> list[Table]:
         details = [views.ops_table(prediction) for prediction in predictions if args.ops]
-        return [views.predict_table(predictions, baseline), *details]
+        explained = _explained(predictions) if args.explain else []
+        return [views.predict_table(predictions, baseline), *details, *explained]
 
     def rows() -> list[dict[str, Any]]:
         if not args.ops:
@@ -60,9 +67,24 @@ def cmd_predict(args: argparse.Namespace) -> Output:
             for row in op_rows(prediction)
         ]
 
-    return Output(
-        document=lambda: predictions_json(predictions, baseline), rows=rows, tables=tables
-    )
+    def document() -> dict[str, Any]:
+        whole = predictions_json(predictions, baseline)
+        if args.explain:
+            from perfmodel.advice_views import explain_json
+            from perfmodel.explain import explain
+
+            for result, prediction in zip(whole["results"], predictions, strict=True):
+                result["explain"] = explain_json(explain(prediction))
+        return whole
+
+    return Output(document=document, rows=rows, tables=tables)
+
+
+def _explained(predictions: Sequence[Prediction]) -> list[Table]:
+    from perfmodel.advice_views import explain_table  # only where it is asked for
+    from perfmodel.explain import explain
+
+    return [explain_table(prediction, explain(prediction)) for prediction in predictions]
 
 
 def cmd_sweep(args: argparse.Namespace) -> Output | None:
@@ -88,7 +110,7 @@ def cmd_sweep(args: argparse.Namespace) -> Output | None:
 def cmd_plot_roofline(args: argparse.Namespace) -> None:
     from perfmodel import plots  # matplotlib: only where a picture is wanted
 
-    predictions = _predictions(args, ROOFLINE_WEIGHTS)
+    predictions = predictions_of(args, ROOFLINE_WEIGHTS)
     save_figure(args.output, lambda: plots.roofline_figure(predictions))
 
 
@@ -110,7 +132,7 @@ def cmd_plot_runtime(args: argparse.Namespace) -> None:
                 new=length,
                 accounting=args.accounting,
             )
-            for policy in _policies(args, RUNTIME_BITS)
+            for policy in policies_of(args, RUNTIME_BITS)
         ]
         by_length[length] = [predict(workload, hw, stack) for workload in workloads]
     save_figure(args.output, lambda: plots.runtime_figure(by_length))
@@ -138,7 +160,7 @@ def cmd_list(args: argparse.Namespace) -> Output:
 def cmd_formats(args: argparse.Namespace) -> Output:
     from perfmodel import catalogue
 
-    names = _split(args.weights, "--weights") if args.weights else list(EXAMPLES)
+    names = split_names(args.weights, "--weights") if args.weights else list(EXAMPLES)
     return catalogue.formats(load_model(args.model), names)
 
 
@@ -169,11 +191,12 @@ def fp16_baseline(predictions: Sequence[Prediction]) -> Prediction:
     return predict(replace(first.workload, policy=policy), first.hardware, first.stack)
 
 
-def _predictions(args: argparse.Namespace, default_weights: str) -> list[Prediction]:
+def predictions_of(args: argparse.Namespace, default_weights: str) -> list[Prediction]:
+    """One prediction per weight format asked for, or of the default ones that the stack knows."""
     hw = load_hardware(args.gpu, overrides=tuple(args.set))
     stack = stack_for(args.stack, hw)
-    policies = _known(_policies(args, default_weights), stack, asked=_asked(args))
-    return [predict(_workload(args, policy), hw, stack) for policy in policies]
+    policies = _known(policies_of(args, default_weights), stack, asked=_asked(args))
+    return [predict(workload_of(args, policy), hw, stack) for policy in policies]
 
 
 def _asked(args: argparse.Namespace) -> bool:
@@ -181,20 +204,20 @@ def _asked(args: argparse.Namespace) -> bool:
 
 
 def _known(policies: list[BitPolicy], stack: Stack, *, asked: bool) -> list[BitPolicy]:
-    """Of formats that nobody asked for, those that the stack has costs for; FP16 it always has."""
-    return policies if asked else [p for p in policies if stack.knows(p.linear)]
+    """Of formats that nobody asked for, those that the stack runs."""
+    return policies if asked else [p for p in policies if stack.runs(p.linear)]
 
 
-def _policies(args: argparse.Namespace, default_weights: str) -> list[BitPolicy]:
+def policies_of(args: argparse.Namespace, default_weights: str) -> list[BitPolicy]:
     """One policy per weight format asked for.
 
     Raises: UsageError for a format or tensor that does not exist.
     """
     if args.bits is not None:
-        chosen = [bits_format(bits) for bits in _split(args.bits, "--bits")]
+        chosen = [bits_format(bits) for bits in split_names(args.bits, "--bits")]
     else:
         names = default_weights if args.weights is None else args.weights
-        chosen = [parse_format(name) for name in _split(names, "--weights")]
+        chosen = [parse_format(name) for name in split_names(names, "--weights")]
     overrides = tuple(_tensor_override(text) for text in args.tensor)
     if len({name for name, _ in overrides}) < len(overrides):
         raise UsageError(f"--tensor: found one tensor twice in {', '.join(args.tensor)}")
@@ -205,7 +228,7 @@ def _policies(args: argparse.Namespace, default_weights: str) -> list[BitPolicy]
     ]
 
 
-def _workload(args: argparse.Namespace, policy: BitPolicy) -> Workload:
+def workload_of(args: argparse.Namespace, policy: BitPolicy) -> Workload:
     """The one workload that `predict` and the roofline take.
 
     Raises: UsageError if a length is given that the phase does not have.
@@ -233,16 +256,21 @@ def _grid(args: argparse.Namespace) -> "Grid":
 
     _refuse_foreign_lengths(args)
     lengths = args.context if args.phase == "decode" else args.prompt
-    overrides = tuple(args.set)
-    devices = [load_hardware(g, overrides=overrides) for g in _all("gpu", args.gpu, device_names)]
+    devices = _devices(args)
+    machines = [
+        (hw, stack_for(name, hw))
+        for hw, _ in devices
+        for name in names_or_all("stack", args.stack, stack_names)
+    ]
+    per_device = len(machines) // len(devices)
     return Grid(
-        machines=[
-            (hw, stack_for(name, hw))
-            for hw in devices
-            for name in _all("stack", args.stack, stack_names)
-        ],
-        models=[load_model(name) for name in _all("model", args.model, model_names)],
-        policies=_policies(args, DEFAULT_WEIGHTS),
+        machines=machines,
+        what_if={
+            field: [values[field] for _, values in devices for _ in range(per_device)]
+            for field in devices[0][1]
+        },
+        models=[load_model(name) for name in names_or_all("model", args.model, model_names)],
+        policies=policies_of(args, DEFAULT_WEIGHTS),
         phase=args.phase,
         accountings=args.accounting,
         batches=args.batch,
@@ -251,6 +279,26 @@ def _grid(args: argparse.Namespace) -> "Grid":
         tensor_parallel=args.tp,
         kv_bits=args.kv_bits,
     )
+
+
+def _devices(args: argparse.Namespace) -> list[tuple[HardwareSpec, dict[str, Any]]]:
+    """Every device with every combination of the values that --device-axis gives its fields."""
+    axes = [_device_axis(text) for text in args.device_axis]
+    found = []
+    for gpu in names_or_all("gpu", args.gpu, device_names):
+        for values in product(*(values for _, values in axes)):
+            given = {field: value for (field, _), value in zip(axes, values, strict=True)}
+            overrides = (*args.set, *(f"{field}={value}" for field, value in given.items()))
+            numbers = {field: plain_scalar(value) for field, value in given.items()}
+            found.append((load_hardware(gpu, overrides=overrides), numbers))
+    return found
+
+
+def _device_axis(text: str) -> tuple[str, list[str]]:
+    field, equals, values = text.partition("=")
+    if not equals:
+        raise UsageError(f"--device-axis {text}: expected FIELD=VALUE,VALUE")
+    return field, split_names(values, f"--device-axis {field}")
 
 
 _LENGTHS_OF_PHASE = {"decode": ("context",), "prefill": ("prompt",), "generate": ("prompt", "new")}
@@ -275,12 +323,17 @@ def _tensor_override(text: str) -> tuple[str, WeightFormat]:
     return tensor, parse_format(name)
 
 
-def _split(text: str, option: str) -> list[str]:
+def split_names(text: str, option: str) -> list[str]:
+    """Names between commas.
+
+    Raises: UsageError for an empty one.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
         raise UsageError(f"{option} {text!r}: found an empty entry, expected names between commas")
     return parts
 
 
-def _all(option: str, text: str, known: Callable[[], Sequence[str]]) -> Sequence[str]:
-    return known() if text == "all" else _split(text, f"--{option}")
+def names_or_all(option: str, text: str, known: Callable[[], Sequence[str]]) -> Sequence[str]:
+    """Names between commas, or everything built in."""
+    return known() if text == "all" else split_names(text, f"--{option}")

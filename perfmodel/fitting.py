@@ -33,6 +33,7 @@ START = Stack(
     basis="",
     source="",
     devices=(),
+    formats=(),
     bandwidth_steps=((0, 1.0),),
     compute_efficiency=1.0,
     launch_s=0.0,
@@ -106,7 +107,8 @@ def fit(runs: Sequence[MeasuredRun], parameters: Sequence[Parameter], overlap: f
     known = sum(miss**2 for miss in misses) * freedom / len(runs)
     scatter = sqrt((known + NOISE_ROWS * NOISE**2) / (freedom + NOISE_ROWS))
     devices = tuple(sorted({run.hardware.key for run in runs}))
-    stack = replace(stack, devices=devices, interval=interval(scatter))
+    formats = tuple(dict.fromkeys(run.workload.policy.linear.name for run in runs))
+    stack = replace(stack, devices=devices, formats=formats, interval=interval(scatter))
     return Fit(stack=stack, estimates=estimates, scatter=scatter)
 
 
@@ -158,7 +160,7 @@ def _sparse_parameters(layout: str) -> list[Parameter]:
 
 
 def decode_keys(runs: Sequence[MeasuredRun]) -> tuple[str, ...]:
-    """One key per method: `any` for ideal formats, METHOD-gN-act for re-ordered groups."""
+    """One key per method: `any` (FP16 too) for ideal formats, METHOD-act for re-ordered groups."""
     policies = [run.workload.policy for run in runs]
     formats = [f for policy in policies for f in (policy.linear, policy.lm_head)]
     return tuple(dict.fromkeys(_decode_key(f) for f in formats if f.name not in PLAIN))
@@ -168,8 +170,8 @@ def _decode_key(weight_format: WeightFormat) -> str:
     method = weight_format.name.split("-")[0]
     if re.fullmatch(r"w[0-9.]+", method):
         return ANY
-    group = weight_format.scales.group if weight_format.scales else None
-    return f"{method}-g{group}-act" if weight_format.order_bits and group else method
+    grouped = weight_format.scales and weight_format.scales.group
+    return f"{method}-act" if weight_format.order_bits and grouped else method
 
 
 def _solve(

@@ -1,10 +1,20 @@
-"""Arguments of `calibrate` and `validate`."""
+"""Arguments of `calibrate`, `validate` and `recommend`; what they run is imported on use."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
-from perfmodel.arguments import OneLineParser, add_command, output_options, rendering_options
+from perfmodel.arguments import (
+    OneLineParser,
+    add_command,
+    count,
+    output_options,
+    rendering_options,
+    size,
+)
+from perfmodel.quality import METRICS
+from perfmodel.units import GIB, GIGA
 
 _MEASUREMENTS = """\
 MEASUREMENTS is a CSV or JSON file with the columns device, model, weights, time_s or tokens_per_s,
@@ -17,6 +27,15 @@ examples:
   python -m perfmodel calibrate squeezellm-2023 --layer clock -o my-stack.yaml
   python -m perfmodel calibrate decode-rates --software llama.cpp
   python -m perfmodel predict --gpu a5000 --stack my-stack.yaml --weights fp16,squeezellm-w3
+"""
+_RECOMMEND = """\
+examples:
+  python -m perfmodel recommend --gpu a5000 --model llama-13b --max-memory 10GB
+  python -m perfmodel recommend --gpu rtx3090 --model llama-2-13b --max-perplexity 5.0
+  python -m perfmodel recommend --gpu host --model ./my-model --quality compare.json
+
+Of the formats within the limits the one with the lowest perplexity comes first. Times are those of
+the fastest software that has run formats of the method and was measured.
 """
 _VALIDATE = f"""\
 {_MEASUREMENTS}
@@ -42,6 +61,25 @@ def _validate(args: argparse.Namespace) -> Any:
     return forecast_commands.cmd_validate(args)
 
 
+def _recommend(args: argparse.Namespace) -> Any:
+    from perfmodel import advice_commands
+
+    return advice_commands.cmd_recommend(args)
+
+
+def plot_pareto(args: argparse.Namespace) -> Any:
+    """Deferred like the others."""
+    from perfmodel import advice_commands
+
+    return advice_commands.cmd_plot_pareto(args)
+
+
+def _plot_validation(args: argparse.Namespace) -> Any:
+    from perfmodel import forecast_commands
+
+    return forecast_commands.cmd_plot_validation(args)
+
+
 def add_forecasts(subparsers: Any) -> None:
     """The sub-commands that work from measurements."""
     summary = "fit a stack to measurements, and show what they determine"
@@ -49,6 +87,9 @@ def add_forecasts(subparsers: Any) -> None:
     _row_options(calibrate)
     calibrate.add_argument("--name", help="of the stack (the software's)")
     calibrate.add_argument("--description", help="of the stack, one line")
+    calibrate.add_argument(
+        "--also-runs", metavar="NAMES", help="formats that it runs beside those in the rows"
+    )
     calibrate.add_argument(
         "-o", dest="stack_file", type=Path, metavar="STACK.yaml", help="write the stack there"
     )
@@ -96,6 +137,55 @@ def _row_options(parser: OneLineParser) -> None:
         metavar="SHARE",
         help="how much of decoding hides behind DRAM, 0 to 1 (0)",
     )
+
+
+def add_recommend(subparsers: Any) -> None:
+    """The sub-command that chooses a format."""
+    summary = "weight formats within your limits, ranked, with the reason for every refusal"
+    parser = add_command(subparsers, "recommend", _recommend, summary, _RECOMMEND)
+    recommend_options(parser)
+    output_options(parser)
+
+
+def recommend_options(parser: OneLineParser) -> None:
+    """Device, workload, limits, and what says how good a format is."""
+    parser.add_argument("--gpu", required=True, help="device: name, alias or YAML file")
+    parser.add_argument("--model", default="llama-7b", help="name, alias or config.json (llama-7b)")
+    parser.add_argument(
+        "--stack", help="software that runs it (the fastest of all fitted ones that can)"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="what if")
+    parser.add_argument("--weights", metavar="NAMES", help="only these formats")
+    parser.add_argument("--context", type=size, help="tokens cached (128)")
+    parser.add_argument("--batch", type=count, default=1, help="sequences (1)")
+    parser.add_argument("--tp", type=count, default=1, help="tensor-parallel devices (1)")
+    parser.add_argument("--kv-bits", type=count, default=16, help="bits of the KV cache (16)")
+    parser.add_argument("--max-memory", type=memory_size, metavar="SIZE", help="such as 10GB")
+    parser.add_argument("--max-ms-per-token", type=percent, metavar="MS")
+    parser.add_argument("--max-perplexity", type=percent, metavar="PPL")
+    parser.add_argument(
+        "--quality", metavar="FILE", help="perplexities from `quantizer compare --json`"
+    )
+    parser.add_argument(
+        "--metric", choices=METRICS, default="wikitext2", help="of the papers (wikitext2)"
+    )
+    parser.set_defaults(phase="decode", prompt=None, new=None, accounting="fused")
+
+
+def add_validation_figure(figures: Any) -> OneLineParser:
+    """The figure of predicted against measured."""
+    summary = "predicted against measured, with 80 % intervals"
+    parser = add_command(figures, "validation", _plot_validation, summary, _MEASUREMENTS)
+    validation_options(parser)
+    return parser
+
+
+def memory_size(text: str) -> float:
+    """Bytes of "12GB", "10GiB" or a bare number of GB."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *(GB|GiB)?", text.strip())
+    if match is None or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a size such as 12GB or 10GiB")
+    return float(match[1]) * (GIB if match[2] == "GiB" else GIGA)
 
 
 def percent(text: str) -> float:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -12,9 +13,12 @@ from perfmodel.calibration import SPLITS
 from perfmodel.errors import UsageError
 from perfmodel.fitting import Options, fit, parameters_for
 from perfmodel.measurement import MeasuredRun, load_measurements
-from perfmodel.output import Output, whole_file
+from perfmodel.output import Output, save_figure, whole_file
 from perfmodel.stack_files import load_stack
 from perfmodel.validation import Bars, Pair, summarise
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def cmd_calibrate(args: argparse.Namespace) -> Output:
@@ -23,9 +27,13 @@ def cmd_calibrate(args: argparse.Namespace) -> Output:
     options = _options(args)
     found = fit(runs, parameters_for(runs, options), options.overlap)
     name = args.name or runs[0].stack
-    sources = "; ".join(dict.fromkeys(run.source or args.measurements for run in runs))
-    about = args.description or f"{name}, fitted to measurements"
-    stack = calibration.described(found, len(runs), name, about, sources)
+    about = {
+        "name": name,
+        "description": args.description or f"{name}, fitted to measurements",
+        "source": "; ".join(dict.fromkeys(run.source or args.measurements for run in runs)),
+    }
+    also_runs = args.also_runs.split(",") if args.also_runs else []
+    stack = calibration.described(found, len(runs), about, also_runs)
     held = {by: calibration.leave_one_out(runs, options, by) for by in SPLITS}
     fitted = calibration.fitted_pairs(runs, found)
     if args.stack_file:
@@ -66,6 +74,18 @@ def cmd_validate(args: argparse.Namespace) -> Output:
         tables=lambda: forecast_views.validation_tables(by_row, groups, _what(args)),
         missed=tuple(bars.missed(summary)),
     )
+
+
+def cmd_plot_validation(args: argparse.Namespace) -> None:
+    """Predicted against measured, the plain roofline beside it."""
+    from perfmodel import forecast_plots  # matplotlib: only where a picture is wanted
+
+    pairs, roofline, _ = validated(args)
+
+    def draw() -> "Figure":
+        return forecast_plots.validation_figure(pairs, roofline, _what(args))
+
+    save_figure(args.output, draw)
 
 
 def validated(args: argparse.Namespace) -> tuple[list[Pair], list[Pair], list[Pair]]:

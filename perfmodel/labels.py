@@ -33,7 +33,7 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
             ", ".join(self.names[i : i + NAMES_PER_LINE])
             for i in range(0, len(self.names), NAMES_PER_LINE)
         ]
-        return f"{self.group}: " + ",\n".join(lines)
+        return (f"{self.group}: " if self.group else "") + ",\n".join(lines)
 
     def joined(self, other: "Label") -> "Label":
         """This label with the other's names too."""

@@ -15,6 +15,14 @@ if TYPE_CHECKING:  # matplotlib takes a second to import: only where a picture i
     from matplotlib.figure import Figure
 
 COLOURS = ("#4c566a", "#2f6db3", "#1b998b", "#e08e0b", "#c8553d", "#8e5aa8", "#7a8b2f", "#b5527c")
+BOUND_MARKERS = {
+    "memory": "o",
+    "compute": "s",
+    "decode": "^",
+    "launch": "x",
+    "sparse": "D",
+    "link": "P",
+}
 MARKERS = {"gemm": "o", "attention": "^", "vector": "s", "gather": "D", "collective": "P"}
 SAME_PLACE = 0.04  # points closer than this many decades share one label
 
@@ -24,7 +32,7 @@ def roofline_figure(predictions: Sequence[Prediction]) -> "Figure":
 
     Operations without FLOPs or traffic (embedding rows, all-reduces) have no place on it.
     """
-    figure = _figure(10, 6.4)
+    figure = new_figure(10, 6.4)
     axes: Axes = figure.add_subplot()
     first = predictions[0]
     placed = _moved_points(predictions)
@@ -60,7 +68,7 @@ def runtime_figure(by_length: dict[int, Sequence[Prediction]]) -> "Figure":
 
     Source: SqueezeLLM, arXiv 2306.07629, Figure 2, in the same three components.
     """
-    figure = _figure(4.6 * len(by_length), 4.6)
+    figure = new_figure(4.6 * len(by_length), 4.6)
     for index, (length, predictions) in enumerate(by_length.items(), start=1):
         axes = figure.add_subplot(1, len(by_length), index)
         _draw_stacked(axes, predictions)
@@ -85,24 +93,31 @@ def sweep_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
     Raises: UsageError if there is no such axis, or too many lines.
     """
     x_key = _longest_axis(rows)
-    names = [key for key in LINE_KEYS if key != x_key and len({row[key] for row in rows}) > 1]
-    lines: dict[str, list[tuple[float, float]]] = {}
+    keys = (*LINE_KEYS, *_device_fields(rows))
+    names = [key for key in keys if key != x_key and len({row[key] for row in rows}) > 1]
+    lines: dict[str, list[tuple[float, float, str]]] = {}
     for row in rows:
         label = ", ".join(_axis_value(key, row[key]) for key in names) or str(row["weights"])
-        lines.setdefault(label, []).append((row[x_key], 1000 * row["time_s"] / (row["new"] or 1)))
+        point = (row[x_key], 1000 * row["time_s"] / (row["new"] or 1), row["bound"])
+        lines.setdefault(label, []).append(point)
     if len(lines) > 16:
         raise UsageError(f"{len(lines)} lines are too many for one figure, expected at most 16")
-    figure = _figure(8.5, 5.2)
+    figure = new_figure(8.5, 5.2)
     axes = figure.add_subplot()
     for (label, points), colour in zip(lines.items(), _colours(len(lines)), strict=True):
-        axes.plot(*zip(*sorted(points), strict=True), "o-", color=colour, label=label, markersize=4)
+        xs, ys, bounds = zip(*sorted(points), strict=True)
+        axes.plot(xs, ys, color=colour, label=label)
+        for x, y, bound in zip(xs, ys, bounds, strict=True):
+            axes.plot(x, y, BOUND_MARKERS[bound], color=colour, markersize=5)
+    for bound in dict.fromkeys(row["bound"] for row in rows):
+        axes.plot([], [], BOUND_MARKERS[bound], color="#555555", label=f"bound by {bound}")
     axes.set(xscale="log" if min(row[x_key] for row in rows) > 0 else "symlog", yscale="log")
-    axes.set_xlabel(X_KEYS[x_key])
+    axes.set_xlabel(X_KEYS.get(x_key, x_key))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_ylabel("prefill, ms" if rows[0]["phase"] == "prefill" else "ms per token")
     axes.grid(visible=True, which="both", alpha=0.2)
-    fixed = [key for key in LINE_KEYS if key not in names and key != x_key]
+    fixed = [key for key in keys if key not in names and key != x_key]
     shown = (_axis_value(key, rows[0][key]) for key in fixed if rows[0][key] is not None)
     axes.set_title(", ".join(shown), fontsize=10)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
@@ -121,6 +136,11 @@ LINE_KEYS = (
     "accounting",
     "stack",
 )
+SWEEP_KEYS = (
+    *LINE_KEYS,
+    *("new", "time_s", "tokens_per_s", "bound", "flops", "bytes"),
+    *("bits_per_weight", "memory_bytes", "fits"),
+)
 X_KEYS = {
     "context": "tokens in the cache",
     "prompt": "tokens of prompt",
@@ -134,14 +154,23 @@ def _longest_axis(rows: Sequence[dict[str, Any]]) -> str:
 
     Raises: UsageError if none has two.
     """
-    counts = {key: len({row[key] for row in rows}) for key in X_KEYS}
+    keys = (*X_KEYS, *_device_fields(rows))
+    counts = {key: len({row[key] for row in rows}) for key in keys}
     best = max(counts, key=lambda key: counts[key])
     if counts[best] < 2:
-        raise UsageError("plot sweep needs two values of --context, --prompt, --batch or --tp")
+        raise UsageError(
+            "plot sweep needs two values of --context, --prompt, --batch, --tp or --device-axis"
+        )
     return best
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _device_fields(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Columns that --device-axis added; fields of a device file have no other columns' names."""
+    return [key for key in rows[0] if key not in SWEEP_KEYS]
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -273,4 +302,6 @@ def _draw_stacked(axes: "Axes", predictions: Sequence[Prediction]) -> None:
 def _axis_value(key: str, value: Any) -> str:
 
     words = {"batch": "batch", "context": "context", "prompt": "prompt", "tensor_parallel": "tp"}
+    if "." in key or key not in SWEEP_KEYS:
+        return f"{key}={value:g}" if isinstance(value, float | int) else f"{key}={value}"
     return f"{words[key]} {value}" if key in words else str(value)

@@ -41,6 +41,7 @@ def summary_row(prediction: Prediction, baseline: Prediction) -> dict[str, Any]:
         "weights": prediction.workload.policy.linear.name,
         "bits_per_weight": prediction.bits_per_weight,
         "time_s": prediction.time_s,
+        "interval_s": list(prediction.interval_s),
         "time_per_token_s": prediction.time_per_token_s,
         "tokens_per_s": prediction.tokens_per_s,
         "speedup": baseline.time_s / prediction.time_s,
@@ -80,7 +81,6 @@ def _result(prediction: Prediction, baseline: Prediction) -> dict[str, Any]:
     for key in ("memory_bytes", "capacity_bytes", "fits"):
         del row[key]
     row |= {
-        "interval_s": list(prediction.interval_s),
         "basis": prediction.basis,
         "memory": memory_json(prediction.memory) | _room(prediction),
         "ops": op_rows(prediction),

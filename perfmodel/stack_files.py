@@ -60,6 +60,7 @@ class StackFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     basis: str
     source: str
     fitted_on: list[str] = []
+    runs: list[str] = []
     bandwidth_efficiency: Annotated[list[EfficiencyStep], msgspec.Meta(min_length=1)]
     compute_efficiency: Share
     launch_us: Microseconds
@@ -113,6 +114,7 @@ def to_stack(document: Document) -> Stack:
         basis=file.basis,
         source=file.source,
         devices=tuple(file.fitted_on),
+        formats=tuple(file.runs),
         bandwidth_steps=tuple(steps),
         compute_efficiency=file.compute_efficiency,
         launch_s=file.launch_us * MICRO,

@@ -42,6 +42,7 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     basis: str  # "datasheet", or "fitted on ...", or "measured on ..."
     source: str
     devices: tuple[str, ...]  # what it was fitted or measured on
+    formats: tuple[str, ...]  # what it runs: among the measurements, or its source says so
     bandwidth_steps: tuple[tuple[int, float], ...]  # (at least so many bytes, share), descending
     compute_efficiency: float
     launch_s: float  # per operation
@@ -76,7 +77,9 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises: UnknownCostError if the stack has no entry for the format.
         """
-        words = set(weight_format.name.partition("@")[0].split("-"))
+        words = _words(weight_format.name.partition("@")[0])
+        if not (weight_format.scales and weight_format.scales.group):
+            words.discard("act")  # without groups the order costs nothing
         fitting = [entry for entry in self.decode_costs if _words(entry[0]) <= words]
         if fitting:
             return max(fitting, key=lambda entry: len(_words(entry[0])))[1]
@@ -109,9 +112,20 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
             return False
         return True
 
+    def runs(self, weight_format: WeightFormat) -> bool:
+        """Whether it has all costs of a format and, if measured, runs the method at these bits."""
+        ran = {_method(name) for name in self.formats}
+        return self.knows(weight_format) and (not ran or _method(weight_format.name) in ran)
 
-def _words(key: str) -> set[str]:
-    return set() if key == ANY else set(key.split("-"))
+
+def _words(name: str) -> set[str]:
+    return set() if name == ANY else set(name.split("-"))
+
+
+def _method(name: str) -> tuple[str, ...]:
+    """Method and bits: the first two words of a name; ideal formats w4.5, w3 are one method."""
+    words = name.partition("@")[0].split("-")[:2]
+    return ("ideal",) if words[0][:1] == "w" and words[0][1:2].isdigit() else tuple(words)
 
 
 def _listed(keys: Iterable[str]) -> str:

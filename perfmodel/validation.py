@@ -18,6 +18,7 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     group: str  # what belongs together in a table: a stack, a kernel family
     predicted_s: float
     measured_s: float
+    steps: int = 1  # tokens of each sequence in that time
     interval_s: tuple[float, float | None] | None = None  # 80 % of measurements lie inside
     held_out: bool = False  # not seen by the fit that made the prediction
 

@@ -102,7 +102,7 @@ def _head(prediction: Prediction) -> list[str]:
     basis = (
         "ideal roofline from the datasheet: nothing measured runs faster than this"
         if stack.is_ideal
-        else f"stack {stack.name}, {stack.basis}"
+        else f"stack {stack.name}, {prediction.basis}"
     )
     return [
         device_line(hw),
@@ -113,7 +113,7 @@ def _head(prediction: Prediction) -> list[str]:
 
 
 def _predict_columns(prediction: Prediction) -> list[Column]:
-    phase = prediction.workload.phase
+    phase, interval = prediction.workload.phase, prediction.stack.interval
     capacity = f"{prediction.memory.capacity_bytes / GIGA:g}"
     times = {
         "decode": [Column(key="time_s", heading="ms/token", show=_ms)],
@@ -128,6 +128,7 @@ def _predict_columns(prediction: Prediction) -> list[Column]:
         Column(key="weights", heading="weights", right=False),
         Column(key="bits_per_weight", heading="bits", show=lambda v: f"{v:.2f}"),
         *times,
+        *([Column(key="interval_s", heading="80 %", show=_interval)] if interval else []),
         Column(key="tokens_per_s", heading="tokens/s", show=_rate),
         Column(key="speedup", heading="speed-up", show=lambda v: f"{v:.2f}x"),
         Column(key="bytes", heading="GB moved", show=lambda v: f"{v / GIGA:.2f}"),
@@ -174,6 +175,11 @@ def _room(prediction: Prediction) -> str:
 
 def _ms(value: float) -> str:
     return f"{value / MILLI:.2f}" if value >= MILLI else significant(value / MILLI)
+
+
+def _interval(interval: Sequence[float]) -> str:
+    """In the unit of the time beside it: milliseconds."""
+    return " to ".join(significant(seconds / MILLI) for seconds in interval)
 
 
 def _rate(value: float) -> str:

@@ -1,0 +1,158 @@
+"""Which weight format to take: what fits, what is fast enough, and of that what is best."""
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from perfmodel.format_names import EXAMPLES, parse_format
+from perfmodel.formats import BitPolicy, WeightFormat
+from perfmodel.hardware import HardwareSpec
+from perfmodel.measured_stack import MEASURED, stack_for
+from perfmodel.prediction import Prediction, predict
+from perfmodel.quality import Quality
+from perfmodel.stack_files import load_stack, stack_names
+from perfmodel.stacks import Stack
+from perfmodel.units import GIGA, MILLI
+from perfmodel.workload import Workload
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user can afford; None is no limit beyond the device's."""
+
+    memory_bytes: float | None = None
+    time_per_token_s: float | None = None
+    perplexity: float | None = None
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One format on the software that runs it fastest, and why it is out, if it is."""
+
+    weight_format: WeightFormat
+    prediction: Prediction | None  # None: no software is known that runs it
+    perplexity: float | None
+    refusals: tuple[str, ...] = ()
+    beaten_by: str | None = None  # another one that is no worse in any way, and better in one
+    doubt: str | None = None  # within the limits, but the interval reaches beyond
+
+    @property
+    def accepted(self) -> bool:
+        return not self.refusals
+
+
+def candidates(quality: Quality, asked: Sequence[WeightFormat] | None) -> list[WeightFormat]:
+    """Formats asked for, or all with a known perplexity; if none is known, the built-in examples.
+
+    A sparse part takes its hybrid layout, whose kernel is two to three times faster than rows'.
+    """
+    if asked is not None:
+        return list(asked)
+    names = quality.by_format or [name for name in EXAMPLES if not name.startswith("w")]
+    formats = [parse_format(name) for name in names]
+    rows = [f.sparse is not None and f.sparse.layout == "rows" for f in formats]
+    return [
+        parse_format(f"{f.name}-hybrid") if row and f.name.startswith("squeezellm") else f
+        for f, row in zip(formats, rows, strict=True)
+    ]
+
+
+def stacks_for(name: str | None, hw: HardwareSpec) -> list[Stack]:
+    """The stack asked for, or every one that rests on measurements, the device's own included."""
+    if name is not None:
+        return [stack_for(name, hw)]
+    fitted = [stack for stack in map(load_stack, stack_names()) if stack.devices]
+    own = [stack_for(MEASURED, hw)] if hw.measured and hw.measured.decode_weights_per_s else []
+    return own or fitted
+
+
+def options(
+    workload: Workload,
+    hw: HardwareSpec,
+    stacks: Sequence[Stack],
+    formats: Sequence[WeightFormat],
+    quality: Quality,
+) -> list[Option]:
+    """Every format on its fastest software."""
+    found = []
+    for weight_format in formats:
+        policy = replace(workload.policy, linear=weight_format)
+        prediction = _fastest(replace(workload, policy=policy), hw, stacks)
+        perplexity = quality.of(weight_format.name)
+        found.append(
+            Option(weight_format=weight_format, prediction=prediction, perplexity=perplexity)
+        )
+    return found
+
+
+def judged(found: Sequence[Option], limits: Limits) -> list[Option]:
+    """The options with reasons, best first: accepted, then by perplexity, then by time."""
+    reasoned = [_with_refusals(option, limits) for option in found]
+    accepted = [option for option in reasoned if option.accepted]
+    compared = [_with_rival(o, accepted) if o.accepted else o for o in reasoned]
+    return sorted(compared, key=_rank)
+
+
+def _fastest(workload: Workload, hw: HardwareSpec, stacks: Sequence[Stack]) -> Prediction | None:
+    linear = workload.policy.linear
+    able = [s for s in stacks if s.runs(linear)]
+    predictions = [predict(workload, hw, stack) for stack in able]
+    return min(predictions, key=lambda p: p.time_s, default=None)
+
+
+def _with_refusals(option: Option, limits: Limits) -> Option:
+    prediction = option.prediction
+    if prediction is None:
+        return replace(option, refusals=("no measured software runs it",))
+    refusals = []
+    needed, capacity = prediction.memory.total_bytes, prediction.memory.capacity_bytes
+    most = min(capacity, limits.memory_bytes or capacity)
+    if needed > most:
+        refusals.append(f"needs {needed / GIGA:.1f} GB, limit {most / GIGA:g} GB")
+    time_s, limit_s = prediction.time_per_token_s, limits.time_per_token_s
+    if limit_s is not None and time_s > limit_s:
+        refusals.append(f"takes {time_s / MILLI:.1f} ms per token, limit {limit_s / MILLI:g} ms")
+    if limits.perplexity is not None:
+        if option.perplexity is None:
+            refusals.append("perplexity unknown")
+        elif option.perplexity > limits.perplexity:
+            refusals.append(f"perplexity {option.perplexity:g}, limit {limits.perplexity:g}")
+    return replace(option, refusals=tuple(refusals), doubt=_doubt(prediction, limit_s))
+
+
+def _doubt(prediction: Prediction, limit_s: float | None) -> str | None:
+    """Said when the interval reaches beyond the limit, or has no upper end."""
+    if limit_s is None:
+        return None
+    high_s = prediction.interval_s[1]
+    if high_s is None:
+        return "a ceiling, not a forecast"
+    high_s /= prediction.workload.steps
+    return f"may take up to {high_s / MILLI:.1f} ms" if high_s > limit_s else None
+
+
+def _with_rival(option: Option, others: Sequence[Option]) -> Option:
+    better = [other for other in others if _beats(other, option)]
+    if not better:
+        return option
+    return replace(option, beaten_by=min(better, key=_rank).weight_format.name)
+
+
+def _beats(a: Option, b: Option) -> bool:
+    """No worse in perplexity, time and memory, and better in one; both known."""
+    if a.perplexity is None or b.perplexity is None or not (a.prediction and b.prediction):
+        return False
+    left = (a.perplexity, a.prediction.time_s, a.prediction.memory.total_bytes)
+    right = (b.perplexity, b.prediction.time_s, b.prediction.memory.total_bytes)
+    return left != right and all(x <= y for x, y in zip(left, right, strict=True))
+
+
+def _rank(option: Option) -> tuple[bool, bool, float, float]:
+    unknown = option.perplexity is None
+    time_s = option.prediction.time_s if option.prediction else float("inf")
+    return (not option.accepted, unknown, option.perplexity or 0.0, time_s)
+
+
+def fp16_policy() -> BitPolicy:
+    """Everything FP16; the linear layers are replaced format by format."""
+    fp16 = parse_format("fp16")
+    return BitPolicy(linear=fp16, lm_head=fp16, embedding=fp16)
