@@ -5,7 +5,7 @@ from typing import Any
 
 from perfmodel.explain import Explanation
 from perfmodel.prediction import Prediction
-from perfmodel.recommend import Limits, Option
+from perfmodel.recommend import Limits, Option, bargain
 from perfmodel.tables import Column, Table
 from perfmodel.units import GIGA, MILLI, duration, significant
 from perfmodel.views import device_line, workload_line
@@ -119,9 +119,9 @@ def _option_row(place: int, option: Option) -> dict[str, Any]:
     return {
         "rank": place if option.accepted else None,
         "weights": option.weight_format.name,
-        "bits_per_weight": prediction.bits_per_weight if prediction else None,
+        "bits_per_weight": option.bits_per_weight,
         "perplexity": option.perplexity,
-        "memory_bytes": prediction.memory.total_bytes if prediction else None,
+        "memory_bytes": option.memory.total_bytes,
         "time_per_token_s": prediction.time_per_token_s if prediction else None,
         "interval_s": interval,
         "stack": prediction.stack.name if prediction else None,
@@ -153,7 +153,16 @@ def _advice(found: Sequence[Option]) -> str:
     sure = next((o for o in accepted if not o.doubt and o.perplexity is not None), None)
     if best.doubt and sure is not None:
         text += f"; to be sure of the time, {sure.weight_format.name}"
-    return text
+    return f"{text}{_bargain(accepted)}"
+
+
+def _bargain(accepted: Sequence[Option]) -> str:
+    best, other = accepted[0], bargain(accepted)
+    if other is None or not (best.prediction and other.prediction and best.perplexity):
+        return ""
+    faster = best.prediction.time_s / other.prediction.time_s
+    more = _percent((other.perplexity or 0.0) / best.perplexity - 1)
+    return f"; {other.weight_format.name} is {faster:.1f}x faster at {more} more perplexity"
 
 
 def _limits(limits: Limits) -> str:

@@ -8,7 +8,7 @@ from perfmodel.labels import Label, place_labels
 from perfmodel.plots import COLOURS, new_figure
 from perfmodel.prediction import Prediction
 from perfmodel.recommend import Limits, Option
-from perfmodel.units import GIGA, MILLI
+from perfmodel.units import MILLI
 from perfmodel.validation import Pair, grouped, summarise
 from perfmodel.views import device_line, workload_line
 
@@ -148,9 +148,8 @@ def _draw_key(axes: "Axes") -> None:
 
 
 def _area(option: Option, shown: Sequence[Option]) -> float:
-    sizes = [o.prediction.memory.total_bytes / GIGA for o in shown if o.prediction]
-    own = option.prediction.memory.total_bytes / GIGA if option.prediction else 0.0
-    return SMALLEST + (LARGEST - SMALLEST) * own / max(sizes)
+    share = option.memory.total_bytes / max(other.memory.total_bytes for other in shown)
+    return SMALLEST + (LARGEST - SMALLEST) * share
 
 
 def _ms(option: Option) -> float:

@@ -1,20 +1,25 @@
 """Which weight format to take: what fits, what is fast enough, and of that what is best."""
 
 from collections.abc import Sequence
+from math import inf
 
 import msgspec
 from msgspec.structs import replace
 
+from perfmodel.footprint import Footprint, footprint
 from perfmodel.format_names import EXAMPLES, parse_format
 from perfmodel.formats import BitPolicy, WeightFormat
 from perfmodel.hardware import HardwareSpec
 from perfmodel.measured_stack import MEASURED, stack_for
-from perfmodel.prediction import Prediction, predict
+from perfmodel.prediction import Prediction, linear_bits_per_weight, predict
 from perfmodel.quality import Quality
 from perfmodel.stack_files import load_stack, stack_names
 from perfmodel.stacks import Stack
 from perfmodel.units import GIGA, MILLI
 from perfmodel.workload import Workload
+
+NEARLY = 1.02  # this much more perplexity is hardly noticed
+MUCH_FASTER = 1.2
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +35,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
     weight_format: WeightFormat
     prediction: Prediction | None  # None: no software is known that runs it
+    memory: Footprint
+    bits_per_weight: float
     perplexity: float | None
     refusals: tuple[str, ...] = ()
     beaten_by: str | None = None  # another one that is no worse in any way, and better in one
@@ -75,20 +82,30 @@ def options(
     """Every format on its fastest software."""
     found = []
     for weight_format in formats:
-        policy = replace(workload.policy, linear=weight_format)
-        prediction = _fastest(replace(workload, policy=policy), hw, stacks)
-        perplexity = quality.of(weight_format.name)
+        asked = replace(workload, policy=replace(workload.policy, linear=weight_format))
         found.append(
-            Option(weight_format=weight_format, prediction=prediction, perplexity=perplexity)
+            Option(
+                weight_format=weight_format,
+                prediction=_fastest(asked, hw, stacks),
+                memory=footprint(asked, hw.dram_bytes),
+                bits_per_weight=linear_bits_per_weight(asked),
+                perplexity=quality.of(weight_format.name),
+            )
         )
     return found
 
 
 def judged(found: Sequence[Option], limits: Limits) -> list[Option]:
-    """The options with reasons, best first: accepted, then by perplexity, then by time."""
+    """The options with reasons, the accepted ones first.
+
+    Best perplexity first, then fastest; with a limit on perplexity the fastest, for then the user
+    has said what is good enough.
+    """
     reasoned = [_with_refusals(option, limits) for option in found]
     accepted = [option for option in reasoned if option.accepted]
     compared = [_with_rival(o, accepted) if o.accepted else o for o in reasoned]
+    if limits.perplexity is not None:
+        return sorted(compared, key=lambda option: (not option.accepted, _time_s(option)))
     return sorted(compared, key=_rank)
 
 
@@ -100,16 +117,15 @@ def _fastest(workload: Workload, hw: HardwareSpec, stacks: Sequence[Stack]) -> P
 
 
 def _with_refusals(option: Option, limits: Limits) -> Option:
-    prediction = option.prediction
+    prediction, refusals = option.prediction, []
     if prediction is None:
-        return replace(option, refusals=("no measured software runs it",))
-    refusals = []
-    needed, capacity = prediction.memory.total_bytes, prediction.memory.capacity_bytes
+        refusals.append("no measured software runs it")
+    needed, capacity = option.memory.total_bytes, option.memory.capacity_bytes
     most = min(capacity, limits.memory_bytes or capacity)
     if needed > most:
         refusals.append(f"needs {needed / GIGA:.1f} GB, limit {most / GIGA:g} GB")
-    time_s, limit_s = prediction.time_per_token_s, limits.time_per_token_s
-    if limit_s is not None and time_s > limit_s:
+    time_s, limit_s = _time_s(option), limits.time_per_token_s
+    if prediction is not None and limit_s is not None and time_s > limit_s:
         refusals.append(f"takes {time_s / MILLI:.1f} ms per token, limit {limit_s / MILLI:g} ms")
     if limits.perplexity is not None:
         if option.perplexity is None:
@@ -119,9 +135,9 @@ def _with_refusals(option: Option, limits: Limits) -> Option:
     return replace(option, refusals=tuple(refusals), doubt=_doubt(prediction, limit_s))
 
 
-def _doubt(prediction: Prediction, limit_s: float | None) -> str | None:
+def _doubt(prediction: Prediction | None, limit_s: float | None) -> str | None:
     """Said when the interval reaches beyond the limit, or has no upper end."""
-    if limit_s is None:
+    if limit_s is None or prediction is None:
         return None
     high_s = prediction.interval_s[1]
     if high_s is None:
@@ -141,15 +157,28 @@ def _beats(a: Option, b: Option) -> bool:
     """No worse in perplexity, time and memory, and better in one; both known."""
     if a.perplexity is None or b.perplexity is None or not (a.prediction and b.prediction):
         return False
-    left = (a.perplexity, a.prediction.time_s, a.prediction.memory.total_bytes)
-    right = (b.perplexity, b.prediction.time_s, b.prediction.memory.total_bytes)
+    left = (a.perplexity, a.prediction.time_s, a.memory.total_bytes)
+    right = (b.perplexity, b.prediction.time_s, b.memory.total_bytes)
     return left != right and all(x <= y for x, y in zip(left, right, strict=True))
 
 
 def _rank(option: Option) -> tuple[bool, bool, float, float]:
     unknown = option.perplexity is None
-    time_s = option.prediction.time_s if option.prediction else float("inf")
-    return (not option.accepted, unknown, option.perplexity or 0.0, time_s)
+    return (not option.accepted, unknown, option.perplexity or 0.0, _time_s(option))
+
+
+def _time_s(option: Option) -> float:
+    return option.prediction.time_per_token_s if option.prediction else inf
+
+
+def bargain(accepted: Sequence[Option]) -> Option | None:
+    """A much faster format at hardly more perplexity than the first; None if there is none."""
+    best = accepted[0]
+    if best.perplexity is None:
+        return None
+    near = [o for o in accepted if o.perplexity and o.perplexity <= NEARLY * best.perplexity]
+    fastest = min(near, key=_time_s)
+    return fastest if _time_s(fastest) * MUCH_FASTER <= _time_s(best) else None
 
 
 def fp16_policy() -> BitPolicy:

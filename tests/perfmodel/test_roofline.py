@@ -3,10 +3,12 @@
 import pytest
 from msgspec.structs import replace
 
-from perfmodel.errors import UnknownFactError
-from perfmodel.ops import Op, Traffic, gemm
+from perfmodel.errors import UnknownCostError, UnknownFactError
+from perfmodel.format_names import parse_format
+from perfmodel.ops import Matrix, Op, Traffic, gemm
 from perfmodel.roofline import compute_bound_batch, op_time
 from perfmodel.stack_files import load_stack, to_stack
+from perfmodel.stacks import SparseCost, Stack
 from perfmodel.strict_yaml import parse_yaml
 from tests.perfmodel.toys import toy_hardware
 
@@ -121,3 +123,54 @@ def test_times_add_and_scale():
 def test_ridge_is_peak_over_bandwidth():
     assert toy_hardware().ridge_flop_per_byte == pytest.approx(100)
     assert replace(toy_hardware(), dram_bytes_per_s=2e12).ridge_flop_per_byte == pytest.approx(50)
+
+
+def decoding(name: str, **changes: object) -> Op:
+    """A 1000 x 1000 matrix in a format, without traffic of its own."""
+    matrix = Matrix(format=parse_format(name), out_features=1000, in_features=1000)
+    op = Op(name="q_proj", kind="gemm", flops=0, traffic=Traffic(weight_bytes=10**6))
+    return replace(op, matrix=matrix, **changes)
+
+
+def decoder(**changes: object) -> Stack:
+    return replace(IDEAL, decode_costs=(("any", 0.0), ("gptq", 0.3), ("gptq-act", 3.0)), **changes)
+
+
+@pytest.mark.parametrize(("overlap", "time_us"), [(1.0, 3.0), (0.5, 3.5), (0.0, 4.0)])
+def test_decoding_hides_behind_dram_or_adds_to_it(overlap, time_us):
+    """1e6 weights x 0.3 SM-cycles on 100 SMs at 1 GHz: 3 us; 1e6 bytes at 1 TB/s: 1 us."""
+    hw = toy_hardware(sm_count=100, boost_clock_hz=1e9)
+    time = op_time(decoding("gptq-w4"), hw, decoder(decode_overlap=overlap))
+    assert time.decode_s == pytest.approx(3e-6)
+    assert time.time_s == pytest.approx(time_us * 1e-6)
+    assert time.bound == "decode"
+
+
+def test_the_entry_with_most_words_of_a_name_decides():
+    costs = {
+        "fp16": 0.0,
+        "gptq-w4": 0.3,
+        "gptq-w4-g128": 0.3,
+        "gptq-w4-act": 0.3,  # without groups the order costs nothing
+        "gptq-w4-g128-act": 3.0,
+        "awq-w4-g128": 0.0,
+    }
+    assert {name: decoder().decode_sm_cycles(parse_format(name)) for name in costs} == costs
+
+
+def test_decoding_is_faster_on_more_sms_and_a_higher_clock():
+    slow = toy_hardware(sm_count=100, boost_clock_hz=1e9)
+    fast = toy_hardware(sm_count=200, boost_clock_hz=2e9)
+    op = decoding("gptq-w4")
+    ratio = op_time(op, slow, decoder()).decode_s / op_time(op, fast, decoder()).decode_s
+    assert ratio == pytest.approx(4)
+
+
+def test_a_sparse_part_costs_a_launch_its_nonzeros_and_its_longest_row():
+    cost = SparseCost(launch_s=1e-6, sm_cycles_per_nonzero=20.0, cycles_per_column=3.0)
+    stack = replace(IDEAL, sparse_costs=(("rows", cost),))
+    hw = toy_hardware(sm_count=100, boost_clock_hz=1e9)
+    time = op_time(decoding("squeezellm-w3-s0.5", count=2), hw, stack)
+    assert time.sparse_s == pytest.approx(2 * (1e-6 + 20 * 5000 / 1e11 + 3 * 1000 / 1e9))
+    with pytest.raises(UnknownCostError, match=r"-hybrid \(hybrid\); it knows rows"):
+        op_time(decoding("squeezellm-w3-s0.5-hybrid"), hw, stack)
