@@ -25,7 +25,9 @@ from perfmodel.units import MICRO
 
 NOISE = 0.05  # relative scatter of a published rate; beyond about twice this a row is damped
 NOISE_ROWS = 4  # what the assumption above is worth, in rows
-TRANSFER = 0.13  # further scatter on a device that the fit has not seen; docs/model.md
+# Further scatter of what the fit has not seen, from the held-out errors in docs/forecast.md.
+OTHER_MODEL = 0.05
+OTHER_DEVICE = 0.13
 TEN_PERCENT_POINT = 1.2816  # of the normal distribution: 80 % lie within so many deviations
 START = Stack(
     name="fit",
@@ -113,10 +115,10 @@ def fit(runs: Sequence[MeasuredRun], parameters: Sequence[Parameter], overlap: f
 
 
 def interval(scatter: float) -> Interval:
-    """80 % of a normal distribution of logarithms, here and on devices not seen."""
+    """80 % of a normal distribution of logarithms, for other models here and on other devices."""
     return Interval(
-        fitted=exp(TEN_PERCENT_POINT * scatter) - 1,
-        transferred=exp(TEN_PERCENT_POINT * hypot(scatter, TRANSFER)) - 1,
+        fitted=exp(TEN_PERCENT_POINT * hypot(scatter, OTHER_MODEL)) - 1,
+        transferred=exp(TEN_PERCENT_POINT * hypot(scatter, OTHER_DEVICE)) - 1,
     )
 
 

@@ -174,7 +174,7 @@ def recommend_options(parser: OneLineParser) -> None:
 
 def add_validation_figure(figures: Any) -> OneLineParser:
     """The figure of predicted against measured."""
-    summary = "predicted against measured, with 80 % intervals"
+    summary = "predicted against measured, with intervals"
     parser = add_command(figures, "validation", _plot_validation, summary, _MEASUREMENTS)
     validation_options(parser)
     return parser

@@ -10,7 +10,7 @@ from typing import IO, Any, NoReturn
 
 import pytest
 
-from perfmodel import commands, sweep
+from perfmodel import commands, output, sweep
 from perfmodel.cli import main
 from perfmodel.output import whole_file
 
@@ -46,7 +46,7 @@ def test_ctrl_c_says_one_line(monkeypatch, capsys):
 
 
 def test_ctrl_c_while_rendering_leaves_no_file(monkeypatch, tmp_path):
-    monkeypatch.setattr(commands, "render", interrupt)
+    monkeypatch.setattr(output, "render", interrupt)
     assert main([*PREDICT, "-o", str(tmp_path / "x.json")]) == 130
     assert list(tmp_path.iterdir()) == []
 
