@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from bench.environment import Environment
-from bench.history.store import History, new_run
+from bench.history.store import History, check_repeats, new_run
 from bench.measurement import Measurement
 from bench.replay import (
     RefusedError,
@@ -51,7 +51,9 @@ def pytest_configure(config):
         if confirmed is not None:
             if folder is None:
                 raise pytest.UsageError("--confirms needs --history")
-            config.option.confirms = History(folder).find(confirmed).id
+            repeated = History(folder).find(confirmed)
+            check_repeats(repeated, _environment(config))
+            config.option.confirms = repeated.id
         if config.getoption("device") or config.getoption("threads"):
             _environment(config)  # before numba is imported, which counts the threads
     except PerfmodelError as error:

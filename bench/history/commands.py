@@ -7,7 +7,7 @@ import sys
 from bench.history.detect import Rules
 from bench.history.gates import Past, check, past_of
 from bench.history.sources import runs_of
-from bench.history.store import History, Run
+from bench.history.store import History, Run, check_repeats
 from bench.history.views import runs_output, verdict_output
 from perfmodel.errors import UsageError
 from perfmodel.output import save_figure, write_output
@@ -32,9 +32,11 @@ def cmd_list(args: argparse.Namespace) -> int:
 def cmd_add(args: argparse.Namespace) -> int:
     """Results of other commands become runs; adding them twice changes nothing."""
     history = History(args.history)
-    confirms = history.find(args.confirms).id if args.confirms else None
+    repeated = history.find(args.confirms) if args.confirms else None
     for path in args.paths:
-        for run in runs_of(path, confirms):
+        for run in runs_of(path, repeated.id if repeated else None):
+            if repeated:
+                check_repeats(repeated, run.environment)
             file, is_new = history.add(run)
             found = f"{len(run.measurements)} measurements: {file}"
             sys.stdout.write(f"run {run.id}, {'' if is_new else 'known already, '}{found}\n")

@@ -94,6 +94,17 @@ def new_run(
     )
 
 
+def check_repeats(run: Run, environment: Environment) -> None:
+    """Whether a process in this environment repeats a run: same device, same commit.
+
+    Raises: UsageError if it would measure something else.
+    """
+    for name in ("device", "commit"):
+        ours, theirs = getattr(environment, name), getattr(run.environment, name)
+        if ours != theirs:
+            raise UsageError(f"this does not repeat run {run.id}: {name} {ours}, not {theirs}")
+
+
 def read_run(path: Path) -> Run:
     """One run.
 

@@ -30,9 +30,10 @@ def command(history, capsys):
     return execute
 
 
-def results(folder, index, **medians_s):
-    """A results folder as `bench kernels` leaves it."""
-    found, where = ResultsFolder(folder), environment(index)
+def results(folder, index, commit=None, **medians_s):
+    """A results folder as `bench kernels` leaves it; each index is another commit."""
+    found = ResultsFolder(folder)
+    where = environment(index, commit=commit or environment(index).commit)
     found.add_environment(where)
     for name, middle_s in medians_s.items():
         found.add(measurement(name, samples(middle_s), environment=where.id))
@@ -49,7 +50,7 @@ def test_a_slow_down_is_caught_and_not_adopted_and_a_deleted_benchmark_too(comma
     assert command("history check") == (0, *command("history check")[1:])
     slow = command(f"history add {results(tmp_path / 'slow', 1, a=1.05, b=2.0)}")[1].split()[1]
     for minute in (2, 3, 4):
-        again = results(tmp_path / f"again{minute}", minute, a=1.05)
+        again = results(tmp_path / f"again{minute}", minute, environment(1).commit, a=1.05)
         assert command(f"history add {again} --confirms {slow.rstrip(',')}")[0] == 0
     code, out, _ = command("history check")
     assert code == 1
@@ -66,6 +67,14 @@ def test_a_slow_down_is_caught_and_not_adopted_and_a_deleted_benchmark_too(comma
     assert "the check fails" in err
     assert command(f"promote {last} --accept gone")[0] == 0
     assert command("history check")[0] == 0
+
+
+def test_another_commit_repeats_nothing(command, history, tmp_path):
+    slow = run(1, a=1.05)
+    history.add(slow)
+    code, _, err = command(f"history add {results(tmp_path / 'x', 2, a=1.0)} --confirms {slow.id}")
+    assert (code, f"this does not repeat run {slow.id}: commit 02000000" in err) == (2, True)
+    assert history.runs(DEVICE) == [slow]
 
 
 def test_adding_twice_changes_nothing(command, history, tmp_path):
