@@ -25,7 +25,8 @@ from perfmodel.workload import Workload
 # The paper's comparison at 4 and at 3 bits (SqueezeLLM, Tables 3 and 6).
 WEIGHTS = (
     *("fp16", "gptq-w4", "gptq-w4-g128", "squeezellm-w4"),
-    *("gptq-w3", "squeezellm-w3", "squeezellm-w3-s0.05", "squeezellm-w3-s0.45"),
+    *("gptq-w3", "gptq-w3-g128-act"),
+    *("squeezellm-w3", "squeezellm-w3-s0.05", "squeezellm-w3-s0.45"),
 )
 STACKS = ("memwall", "hf-eager")
 
