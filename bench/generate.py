@@ -247,7 +247,7 @@ def predicted(asked: Workload, hw: HardwareSpec | None) -> dict[str, Scalar]:
 def _store(
     session: Session, case: Measurement, runs: list[Generation], facts: dict[str, Scalar]
 ) -> None:
-    """Steps first: the key of the runs is what says that a case is done."""
+    """Steps first: the key of the runs says that a case is done; refused ones are tried again."""
     new, refused = int(case.params["new"]), _refusal(session, runs)
     session.results.add(
         replace(
@@ -257,11 +257,12 @@ def _store(
             bytes_moved=case.bytes_moved // new,
             flops=case.flops // new,
             refused=refused,
-        )
+        ),
+        try_again=True,
     )
     runs_s = tuple(run.run_s for run in runs)
     done = replace(case, samples_s=runs_s, facts=facts, refused=refused)
-    session.results.add(done)
+    session.results.add(done, try_again=True)
     session.say(f"{done.name}, {new} new, {done.params['stack']}: {done.median_s:.3g} s")
 
 

@@ -63,6 +63,7 @@ def test_every_run_and_every_step_is_kept_and_nothing_is_measured_twice(
     options = GenerateOptions(
         model=str(llama), new=(3, 5), runs=2, hardware="a6000", stacks=("memwall", "hf-eager")
     )
+    monkeypatch.setattr(generate, "_refusal", lambda *_: None)  # tests share the machine
     assert run(options, tmp_path) == []
     found = read_measurements(tmp_path)
     runs = [m for m in found if m.suite == "generate"]
@@ -122,6 +123,7 @@ def test_a_disturbed_run_is_kept_and_refused(llama, tmp_path, monkeypatch, run_s
     monkeypatch.setattr(generate, "timed_run", lambda *_: found)
     run(options, tmp_path)
     for case in read_measurements(tmp_path):
+        assert ResultsFolder(tmp_path).is_done(case.key) is (refused is None)
         assert (case.refused is None) if refused is None else (refused in case.refused)
 
 
