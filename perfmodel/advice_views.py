@@ -6,6 +6,7 @@ from typing import Any
 from perfmodel.explain import Explanation
 from perfmodel.prediction import Prediction
 from perfmodel.recommend import Limits, Option, bargain
+from perfmodel.stacks import PLAIN
 from perfmodel.tables import Column, Table
 from perfmodel.units import GIGA, MILLI, duration, significant
 from perfmodel.views import device_line, workload_line
@@ -186,6 +187,8 @@ def _roofs(explanation: Explanation) -> str:
 
 def _batch(explanation: Explanation, prediction: Prediction) -> str:
     once = ", if a weight is decoded once for all sequences"
+    if prediction.workload.policy.linear.name in PLAIN:
+        return "FP16 is what the other formats are held against"
     batch, name = explanation.helps_below_batch, prediction.workload.policy.linear.name
     if batch is None:
         return f"{name} stays faster than FP16 at any batch"
@@ -197,7 +200,7 @@ def _batch(explanation: Explanation, prediction: Prediction) -> str:
 def _range(prediction: Prediction) -> str:
     low_s, high_s = prediction.interval_s
     if high_s is None:
-        return f", at least {duration(low_s)} measured"
+        return f", never below {duration(low_s)}"
     return f", 80 % of measurements in {duration(low_s)} to {duration(high_s)} ({prediction.basis})"
 
 
@@ -210,9 +213,8 @@ def _cell(prediction: Prediction) -> str:
 
 
 def _interval(interval: Sequence[float | None]) -> str:
-    low_s, high_s = interval
-    high = "" if high_s is None else significant(high_s / MILLI)
-    return f"{significant((low_s or 0.0) / MILLI)} to {high}"
+    low, high = (s and significant(s / MILLI) for s in interval)
+    return f"{low} to {high}" if high else f"from {low}"
 
 
 def _ms(value: float) -> str:

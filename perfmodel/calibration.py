@@ -125,6 +125,7 @@ def _header(stack: Stack) -> dict[str, Any]:
         "basis": stack.basis,
         "source": stack.source,
         "fitted_on": list(stack.devices),
+        "largest_batch": stack.largest_batch,
         "runs": list(stack.formats),
     }
 

@@ -118,6 +118,8 @@ def stacks() -> Output:
                 "description": stack.description,
                 "basis": stack.basis,
                 "source": stack.source,
+                "fitted_on": list(stack.devices),
+                "runs": list(stack.formats),
             }
         )
     columns = [

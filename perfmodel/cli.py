@@ -36,6 +36,8 @@ examples:
   python -m perfmodel predict --gpu h200 --model llama-2-70b --weights squeezellm-w3-s0.45 --ops
   python -m perfmodel sweep --gpu all --bits 16,8,4,3,2 --batch 1,8,64 -o sweep.csv
   python -m perfmodel plot roofline --gpu a6000 -o roofline.png
+  python -m perfmodel recommend --gpu a5000 --model llama-13b --max-memory 10GB
+  python -m perfmodel validate squeezellm-2023 --hold-out model=llama-30b
   python -m perfmodel devices
 """
 _PREDICT_EXAMPLES = """\

@@ -35,6 +35,7 @@ START = Stack(
     basis="",
     source="",
     devices=(),
+    largest_batch=1,
     formats=(),
     bandwidth_steps=((0, 1.0),),
     compute_efficiency=1.0,
@@ -110,7 +111,13 @@ def fit(runs: Sequence[MeasuredRun], parameters: Sequence[Parameter], overlap: f
     scatter = sqrt((known + NOISE_ROWS * NOISE**2) / (freedom + NOISE_ROWS))
     devices = tuple(sorted({run.hardware.key for run in runs}))
     formats = tuple(dict.fromkeys(run.workload.policy.linear.name for run in runs))
-    stack = replace(stack, devices=devices, formats=formats, interval=interval(scatter))
+    stack = replace(
+        stack,
+        devices=devices,
+        largest_batch=max(run.workload.batch for run in runs),
+        formats=formats,
+        interval=interval(scatter),
+    )
     return Fit(stack=stack, estimates=estimates, scatter=scatter)
 
 

@@ -38,6 +38,7 @@ def measured_stack(hw: HardwareSpec) -> Stack:
         basis=f"measured on {hw.key}, {probe.date}",
         source=probe.source,
         devices=(hw.key,),
+        largest_batch=1,
         formats=tuple(probe.decode_weights_per_s),
         bandwidth_steps=_bandwidth_steps(probe, hw),
         compute_efficiency=_share(_best_product(probe), hw.fp16_matmul_flop_per_s),

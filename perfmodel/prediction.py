@@ -126,9 +126,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def interval_s(self) -> tuple[float, float | None]:
-        """Where four of five measurements lie; the lower bound alone if nobody knows."""
-        interval = self.stack.interval
-        if interval is None:
+        """Where four of five measurements lie; a lower bound alone where nobody measured.
+
+        Stacks are fitted to decode steps: of their arithmetic and of larger batches they know
+        nothing.
+        """
+        interval, workload = self.stack.interval, self.workload
+        unseen = workload.phase == "prefill" or workload.batch > self.stack.largest_batch
+        if interval is None or unseen:
             moved_s = self.bytes / self.hardware.dram_bytes_per_s
             return (self.time_s if self.stack.is_ideal else moved_s, None)
         width = interval.transferred if self.transferred else interval.fitted

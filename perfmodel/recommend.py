@@ -141,7 +141,7 @@ def _doubt(prediction: Prediction | None, limit_s: float | None) -> str | None:
         return None
     high_s = prediction.interval_s[1]
     if high_s is None:
-        return "a ceiling, not a forecast"
+        return "at best: nobody measured this"
     high_s /= prediction.workload.steps
     return f"may take up to {high_s / MILLI:.1f} ms" if high_s > limit_s else None
 

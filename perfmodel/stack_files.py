@@ -19,6 +19,7 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Microseconds = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 Cycles = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 Multiplier = Annotated[float, msgspec.Meta(ge=1, le=100)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=0)]
 HalfWidth = Annotated[float, msgspec.Meta(ge=0, le=10)]
 
@@ -60,6 +61,7 @@ class StackFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     basis: str
     source: str
     fitted_on: list[str] = []
+    largest_batch: Count = 1
     runs: list[str] = []
     bandwidth_efficiency: Annotated[list[EfficiencyStep], msgspec.Meta(min_length=1)]
     compute_efficiency: Share
@@ -114,6 +116,7 @@ def to_stack(document: Document) -> Stack:
         basis=file.basis,
         source=file.source,
         devices=tuple(file.fitted_on),
+        largest_batch=file.largest_batch,
         formats=tuple(file.runs),
         bandwidth_steps=tuple(steps),
         compute_efficiency=file.compute_efficiency,

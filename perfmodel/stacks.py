@@ -42,6 +42,7 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     basis: str  # "datasheet", or "fitted on ...", or "measured on ..."
     source: str
     devices: tuple[str, ...]  # what it was fitted or measured on
+    largest_batch: int  # among the measurements
     formats: tuple[str, ...]  # what it runs: among the measurements, or its source says so
     bandwidth_steps: tuple[tuple[int, float], ...]  # (at least so many bytes, share), descending
     compute_efficiency: float

@@ -177,9 +177,10 @@ def _ms(value: float) -> str:
     return f"{value / MILLI:.2f}" if value >= MILLI else significant(value / MILLI)
 
 
-def _interval(interval: Sequence[float]) -> str:
-    """In the unit of the time beside it: milliseconds."""
-    return " to ".join(significant(seconds / MILLI) for seconds in interval)
+def _interval(interval: Sequence[float | None]) -> str:
+    """In milliseconds."""
+    low, high = (s and significant(s / MILLI) for s in interval)
+    return f"{low} to {high}" if high else f"from {low}"
 
 
 def _rate(value: float) -> str:

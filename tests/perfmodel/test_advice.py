@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from msgspec.structs import replace
 
 from perfmodel.cli import main
 from perfmodel.explain import explain
@@ -211,3 +212,12 @@ def test_published_tensor_parallel_scaling_is_reproduced():
             )
             found = predict(workload, hw, stack).tokens_per_s
             assert found == pytest.approx(rate, rel=0.09), (model, devices)
+
+
+@pytest.mark.parametrize("changes", [{"phase": "prefill", "prompt": 64}, {"batch": 8}])
+def test_where_nothing_was_measured_there_is_a_lower_bound_alone(changes):
+    workload = replace(Workload(model=load_model("llama-7b"), policy=policy()), **changes)
+    prediction = predict(workload, load_hardware("a6000"), load_stack("squeezellm-2023"))
+    low_s, high_s = prediction.interval_s
+    assert 0 < low_s < prediction.time_s
+    assert high_s is None
