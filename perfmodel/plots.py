@@ -24,6 +24,7 @@ BOUND_MARKERS = {
     "link": "P",
 }
 MARKERS = {"gemm": "o", "attention": "^", "vector": "s", "gather": "D", "collective": "P"}
+LONGEST_LEVEL_NAME = 8  # of a bar; longer names are slanted
 SAME_PLACE = 0.04  # points closer than this many decades share one label
 
 
@@ -79,9 +80,10 @@ def runtime_figure(by_length: dict[int, Sequence[Prediction]]) -> "Figure":
     handles, names = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     workload = first.workload
+    stack = "" if first.stack.is_ideal else f", stack {first.stack.name}"
     figure.suptitle(
         f"{workload.model.name} on {first.hardware.name}, batch {workload.batch}, "
-        f"generation from an empty cache, {workload.accounting} accounting",
+        f"generation from an empty cache, {workload.accounting} accounting{stack}",
         fontsize=10,
     )
     return figure
@@ -293,7 +295,10 @@ def _draw_stacked(axes: "Axes", predictions: Sequence[Prediction]) -> None:
             f"{total:.3f}", (position, total), (0, 3), textcoords="offset points",
             ha="center", fontsize=8.5,
         )  # fmt: skip
-    axes.set_xticks(positions, [_name(p) for p in predictions])
+    names = [_name(p) for p in predictions]
+    axes.set_xticks(positions, names)
+    if max(map(len, names)) > LONGEST_LEVEL_NAME:
+        axes.tick_params(axis="x", rotation=20)
     axes.set_xlabel("weights")
     axes.set_ylim(0, 1.08 * max(totals))
     axes.spines[["top", "right"]].set_visible(False)
