@@ -69,7 +69,7 @@ def reference_of(runs: Sequence[Samples], scatter: float) -> Reference:
 
 
 def scatter_between(medians_s: Sequence[float]) -> float:
-    """Relative median absolute deviation of a benchmark's medians from run to run.
+    """Relative standard deviation of a benchmark's medians from run to run, outliers apart.
 
     From differences of neighbours, which a step in the series leaves alone: a regression that
     stays must not hide itself by what it adds to the scatter. 0 for fewer than four runs.
@@ -78,7 +78,7 @@ def scatter_between(medians_s: Sequence[float]) -> float:
         return 0.0
     logs = [log(m) for m in medians_s]
     differences = [abs(b - a) for a, b in pairwise(logs)]
-    return median(differences) / 2**0.5
+    return GAUSS * median(differences) / 2**0.5
 
 
 def slowdowns(
@@ -136,7 +136,7 @@ def levels(medians_s: Sequence[float]) -> list[Level]:
     if len(logs) < LEAST_FOR_LEVELS:
         return [_level(medians_s, 0, len(logs))] if len(logs) else []
     few = 1 + 4 / len(logs)  # the scatter of a short series is easily found too small
-    spread = max(LEAST_SPREAD, few * GAUSS * scatter_between(medians_s))
+    spread = max(LEAST_SPREAD, few * scatter_between(medians_s))
     cuts = _cuts(_smooth(logs), price=PRICE * spread**2 * log(len(logs)))
     return [_level(medians_s, a, b) for a, b in pairwise(cuts)]
 
