@@ -12,9 +12,9 @@ from perfmodel import calibration, forecast_views
 from perfmodel.calibration import SPLITS
 from perfmodel.errors import UsageError
 from perfmodel.fitting import Options, fit, parameters_for
+from perfmodel.measured_stack import stack_for
 from perfmodel.measurement import MeasuredRun, load_measurements
 from perfmodel.output import Output, save_figure, whole_file
-from perfmodel.stack_files import load_stack
 from perfmodel.validation import Bars, Pair, summarise
 
 if TYPE_CHECKING:
@@ -158,13 +158,13 @@ def _forecasts(
 ) -> list[Pair]:
     """Rows predicted by a stack of that name, or by a fit that has not seen them."""
     if args.hold_out is None:
-        stack = load_stack(args.stack or runs[0].stack)
-    else:
-        options = _options(args)
-        parameters = parameters_for(runs, options)  # what no training row has keeps its prior
-        stack = fit(train, parameters, options.overlap).stack
-    held_out = args.hold_out is not None
-    return [calibration.forecast_pair(run, stack, held_out=held_out) for run in test]
+        stacks = [stack_for(args.stack or run.stack, run.hardware) for run in test]
+        pairs = zip(test, stacks, strict=True)
+        return [calibration.forecast_pair(run, stack) for run, stack in pairs]
+    options = _options(args)
+    parameters = parameters_for(runs, options)  # what no training row has keeps its prior
+    fitted = fit(train, parameters, options.overlap).stack
+    return [calibration.forecast_pair(run, fitted, held_out=True) for run in test]
 
 
 def _options(args: argparse.Namespace) -> Options:

@@ -9,7 +9,8 @@ batch tensor_parallel      default 1
 lm_head                    its format; default fp16
 kv_bits                    default 16
 memory_bytes               peak on one device; optional
-stack                      what software ran it; groups the rows of a table
+stack                      what software ran it; groups the rows of a table (measured: the
+                           device's own probe)
 source note                where it stands, what is special
 """
 

@@ -147,6 +147,7 @@ def test_calibrate_writes_a_stack_that_predict_takes(tmp_path, capsys):
         ("validate squeezellm-2023 --hold-out layer", "expected device, model, device=NAME"),
         ("validate squeezellm-2023 --hold-out device", "no row is left to predict"),
         ("validate squeezellm-2023 --only w9", "no row is left to predict"),
+        ("validate squeezellm-2023 --stack measured", "a6000 has no measured: group"),
     ],
 )
 def test_a_wrong_question_is_refused(capsys, arguments, problem):
