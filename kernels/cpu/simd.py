@@ -212,33 +212,53 @@ class _Emitter:
             parts = [builder.fadd(a, b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
         return self.horizontal_sum(parts[0])
 
-    def gathered_dot(
-        self, pointers: Sequence[ir.Value], count: ir.Value, vector: ir.VectorType
-    ) -> ir.Value:
-        """pointers: codes, x, table; see the function `gathered_dot`."""
+    def gathered_dot(self, pointers: Sequence[ir.Value], groups: ir.Value, dim: int) -> ir.Value:
+        """The same with one-byte codes that name `dim` bytes of the table, entry + 128 each."""
         builder = self.builder
-        codes, x, table = pointers
-        zero, dim = self.splat(vector, 0.0), ir.Constant(_I64, vector.count)
-        sums = [cgutils.alloca_once_value(builder, zero) for _ in range(ACCUMULATORS)]
-        start, step = ir.Constant(_I64, 0), ir.Constant(_I64, ACCUMULATORS)
+        words, x, table = pointers
+        codes = builder.bitcast(words, _I8.as_pointer())
+        sums = [
+            cgutils.alloca_once_value(builder, self.splat(self.floats, 0.0))
+            for _ in range(ACCUMULATORS)
+        ]
+        per_value = self.block // dim  # codes that make up a vector
+        count = builder.mul(groups, ir.Constant(_I64, 4))
+        start, step = ir.Constant(_I64, 0), ir.Constant(_I64, per_value * ACCUMULATORS)
         with cgutils.for_range_slice(builder, start, count, step) as (first, _):
             for number, total in enumerate(sums):
-                position = builder.add(first, ir.Constant(_I64, number))
-                code = builder.zext(builder.load(builder.gep(codes, [position])), _I64)
-                entry = self.load(builder.gep(table, [builder.mul(code, dim)]), vector, 4)
-                values = self.load(builder.gep(x, [builder.mul(position, dim)]), vector, 4)
-                terms = [entry, values, builder.load(total)]
-                name = f"llvm.fma.v{vector.count}f32"
-                builder.store(self.call(name, vector, terms), total)
+                position = builder.add(first, ir.Constant(_I64, number * per_value))
+                values = self.gathered(codes, position, table, dim)
+                offset = builder.mul(position, ir.Constant(_I64, dim))
+                activation = self.load(builder.gep(x, [offset]), self.floats, 4)
+                terms = [values, activation, builder.load(total)]
+                fused = self.call(f"llvm.fma.v{self.block}f32", self.floats, terms)
+                builder.store(fused, total)
         first, *rest = [builder.load(total) for total in sums]
         for part in rest:
             first = builder.fadd(first, part)
         return self.horizontal_sum(first)
 
+    def gathered(self, codes: ir.Value, position: ir.Value, table: ir.Value, dim: int) -> ir.Value:
+        """The entries of as many codes as fill a vector of floats."""
+        builder, entry = self.builder, ir.IntType(8 * dim)
+        found = ir.Constant(_I64, 0)
+        for number in range(self.block // dim):
+            here = builder.gep(codes, [builder.add(position, ir.Constant(_I64, number))])
+            code = builder.zext(builder.load(here), _I64)
+            address = builder.gep(table, [builder.mul(code, ir.Constant(_I64, dim))])
+            one = builder.zext(self.load(address, entry, 1), _I64)
+            found = builder.or_(found, builder.shl(one, ir.Constant(_I64, 8 * dim * number)))
+        signed = builder.xor(found, ir.Constant(_I64, 0x8080808080808080))
+        stored = builder.bitcast(signed, ir.VectorType(_I8, self.block))
+        return builder.sitofp(builder.sext(stored, self.words), self.floats)
+
 
 @cache
 def tile_dot(entries: str, bits: int, block: int) -> Callable:
     """numba function (words, word, groups, x, first, table, entry) -> float32.
+
+    entries: one of ENTRIES, PAIRS, or `gathered2` and `gathered4` for vectors that codes of eight
+    bits name.
 
     words: int32, the tile starts at flat position `word` and has `groups` groups, a multiple of
     `block` (8 or 4); x: float32 in the order of `vector_slots`, from `first` on; table: uint8,
@@ -256,34 +276,10 @@ def tile_dot(entries: str, bits: int, block: int) -> Callable:
                 return builder.gep(data, [values[offset]])
 
             emitter = _Emitter(builder, entries, bits, block)
-            return emitter.tile_dot([pointer(0, 1), pointer(3, 4), pointer(5, 6)], values[2])
-
-        return signature, generate
-
-    return dot
-
-
-@cache
-def gathered_dot(dim: int) -> Callable:
-    """numba function (codes, code, count, x, first, table, entry) -> float32.
-
-    Sum over `count` one-byte codes, a multiple of 4, of the products of `dim` neighbouring float32
-    of the table, at entry + dim * code, with `dim` of x, in the order of the codes.
-    """
-    vector = ir.VectorType(_FLOAT, dim)
-
-    @intrinsic
-    def dot(_context, codes, code, count, x, first, table, entry):
-        signature = types.float32(codes, code, count, x, first, table, entry)
-
-        def generate(context, builder, signature, values):
-            def pointer(array: int) -> ir.Value:
-                kind = signature.args[array]
-                data = context.make_array(kind)(context, builder, value=values[array]).data
-                return builder.gep(data, [values[array + 1]])
-
-            emitter = _Emitter(builder, "gathered", 8, dim)
-            return emitter.gathered_dot([pointer(0), pointer(3), pointer(5)], values[2], vector)
+            pointers = [pointer(0, 1), pointer(3, 4), pointer(5, 6)]
+            if entries.startswith("gathered"):
+                return emitter.gathered_dot(pointers, values[2], int(entries[-1]))
+            return emitter.tile_dot(pointers, values[2])
 
         return signature, generate
 

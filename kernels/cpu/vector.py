@@ -1,8 +1,8 @@
 """numba twin of the vector-codebook GEMV, on the same packed bytes.
 
 Tables of one component, or of 16 pairs, are looked up in registers (`simd.tile_dot`, AVX2). Codes
-of a byte address a table in memory: its entries become FP32 once per table, and a code is one load
-of two or four of them. Other forms and machines dequantize and multiply.
+of a byte load two or four int8 entries each from a table in the L1 cache. Other forms and machines
+dequantize and multiply.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.checks import check_tensor
 from kernels.cpu import simd
-from kernels.cpu.simd import gathered_dot, half_to_float, tile_dot
+from kernels.cpu.simd import half_to_float, tile_dot
 from kernels.cpu.tiles import tile_order
 from kernels.layouts.codes import K_ALIGN, codes_per_group, words_per_group
 from kernels.layouts.vector import (
@@ -25,7 +25,6 @@ from kernels.layouts.vector import (
     check_vector,
     dequantize_vector,
     table_block,
-    table_vectors,
 )
 
 BLOCK = 8  # words that vector code decodes together; 4 where a tile has no more
@@ -69,7 +68,7 @@ def _tile_order(dim: int, bits: int, groups: int, block: int) -> np.ndarray:
 
 
 @cache
-def _register_gemv(entries: str, bits: int, block: int) -> Callable:
+def _gemv(entries: str, bits: int, block: int) -> Callable:
     dot = tile_dot(entries, bits, block)
 
     @njit(parallel=True, nogil=True)
@@ -83,29 +82,6 @@ def _register_gemv(entries: str, bits: int, block: int) -> Callable:
                 part = dot(words, n * row_words + word, groups, x, first, tables, table * size)
                 total += half_to_float(scales[n // height, tables_of[tile]]) * part
             y[n] = total
-
-    return run
-
-
-@cache
-def _gathered_gemv(dim: int) -> Callable:
-    dot = gathered_dot(dim)
-
-    @njit(parallel=True, nogil=True)
-    def run(codes, tiles, tables_of, x, entries, height, y):
-        """codes: (N, row bytes) uint8; entries: (row blocks, column blocks, 256 dim) FP32."""
-        row_bytes, size = codes.shape[1], entries.shape[2]
-        for row_block in prange(entries.shape[0]):
-            rows = range(row_block * height, min((row_block + 1) * height, codes.shape[0]))
-            for n in rows:
-                y[n] = 0.0
-            for tile in range(tiles.shape[0]):
-                word, groups, first = tiles[tile]
-                table = (row_block * entries.shape[1] + tables_of[tile]) * size
-                for n in rows:
-                    y[n] += dot(
-                        codes, n * row_bytes + 4 * word, 4 * groups, x, first, entries, table
-                    )
 
     return run
 
@@ -127,16 +103,12 @@ def vector_gemv(x: Tensor, weight: VectorWeight) -> Tensor:
     padded = np.zeros(weight.codes.padded_columns, np.float32)
     padded[:columns] = x.float().numpy()
     ordered, words = padded[runs.order], weight.codes.words.numpy()
-    y = torch.empty(rows, dtype=torch.float32)
+    entries = f"gathered{dim}"
     if in_registers:
         entries = "int8" if dim == 1 else simd.PAIRS
-        scales = weight.scale.view(torch.int16).numpy().view(np.uint16)
-        tables = weight.table.numpy().view(np.uint8)
-        run = _register_gemv(entries, bits, runs.block)
-        run(words, runs.tiles, runs.tables, ordered, tables, scales, height, y.numpy())
-    else:
-        values = table_vectors(weight).flatten(2).contiguous().numpy()
-        run = _gathered_gemv(dim)
-        codes = words.view(np.uint8)
-        run(codes, runs.tiles, runs.tables, ordered, values, height, y.numpy())
+    run = _gemv(entries, bits, runs.block)
+    scales = weight.scale.view(torch.int16).numpy().view(np.uint16)
+    tables = weight.table.numpy().view(np.uint8)
+    y = torch.empty(rows, dtype=torch.float32)
+    run(words, runs.tiles, runs.tables, ordered, tables, scales, height, y.numpy())
     return y
