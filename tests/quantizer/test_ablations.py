@@ -1,9 +1,9 @@
-"""Groups with a codebook each: one group is the ordinary method, smaller groups err less."""
+"""Groups with a codebook each, and codebooks of low rank: both ends are the ordinary methods."""
 
 import pytest
 import torch
 
-from quantizer.ablations import grouped_codebook
+from quantizer.ablations import grouped_codebook, low_rank_codebooks
 from quantizer.matrix import Settings, SettingsError, Statistics
 from quantizer.methods import quantize_matrix
 
@@ -37,3 +37,19 @@ def test_a_group_must_divide_the_row(group):
     weight, fisher = problem()
     with pytest.raises(SettingsError, match="a divisor of 1024 columns"):
         grouped_codebook(weight, fisher, bits=3, group=group)
+
+
+def test_codebooks_of_full_rank_are_those_of_gptvq():
+    weight, _ = problem()
+    x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(1))
+    statistics = Statistics(hessian=x.T @ x)
+    chosen = Settings(format="gptvq-1d-w2")
+    whole, half = (
+        low_rank_codebooks(weight[:, :256], statistics, chosen, rank=rank) for rank in (4, 2)
+    )
+    matrix = quantize_matrix(weight[:, :256], statistics, chosen)
+    assert whole.error == pytest.approx(matrix.notes["hessian_error"], rel=0.01)  # int8 apart
+    assert half.error > whole.error
+    assert half.bits_per_weight == 2 + 8 * 2 * (8 + 4) / 2048
+    with pytest.raises(SettingsError, match="expected a 1-D format and a rank of 1"):
+        low_rank_codebooks(weight, statistics, chosen, rank=5)
