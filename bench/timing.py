@@ -52,7 +52,7 @@ class StopRule:
 
 
 # A shared CPU is noisier than a GPU: neighbours take its memory bandwidth.
-CPU_RULE = StopRule(least_samples=20, fewest=5, least_s=0.1, most_s=2.0, steady=0.02, unsteady=0.15)
+CPU_RULE = StopRule(least_samples=20, fewest=5, least_s=0.1, most_s=1.0, steady=0.02, unsteady=0.15)
 
 
 def copies_for(weight_bytes: int, cache_bytes: int) -> int:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 def validation_figure(verdict: Verdict, device: str) -> "Figure":
     """Log-log; on the diagonal a prediction is right, below it too short; a band of 15 %."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 6.5), layout="constrained")
@@ -20,7 +21,7 @@ def validation_figure(verdict: Verdict, device: str) -> "Figure":
     axes.plot(ends, ends, color="0.3", linewidth=1)
     axes.fill_between(ends, [e * 0.85 for e in ends], [e * 1.15 for e in ends], color="0.9")
     for index, group in enumerate(groups):
-        colour = f"C{index % 10}" if index < 10 else f"{0.15 + 0.08 * (index - 10):.2f}"
+        colour = colormaps["tab20"](index % 20)
         for pairs, filled in ((verdict.ideal, False), (verdict.probed, True)):
             mine = [p for p in pairs if p.group == group]
             axes.plot(
