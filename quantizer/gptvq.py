@@ -80,11 +80,15 @@ def fit_vectors(weight: Tensor, statistics: Statistics, settings: Settings) -> V
     wide = torch.nn.functional.pad(wide, (0, spare))
     hessian = torch.nn.functional.pad(hessian + torch.diag(dead.double()), (0, spare, 0, spare))
     hessian.diagonal()[columns:] = 1.0
-    factor, damping = inverse_factor(hessian, settings.damping)
+    turns = _turns(hessian.diagonal(), dim, block_columns, by_size=settings.act_order)
+    order = (turns[:, None] * dim + torch.arange(dim, device=wide.device)).flatten()
+    factor, damping = inverse_factor(hessian[order][:, order], settings.damping)
     damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian)).to(hessian)
     damped[columns:] = damped[:, columns:] = 0.0
-    padded = torch.nn.functional.pad(wide, (0, 0, 0, blocks * block_rows - rows))
+    padded = torch.nn.functional.pad(wide[:, order], (0, 0, 0, blocks * block_rows - rows))
     codes, tables, error = _loop(padded, factor.float(), settings, rows)
+    codes = codes[:, torch.argsort(turns)]
+    tables = tables[:, torch.argsort(turns[:: block_columns // dim])]
     entries = _entries(codes, tables, (block_rows, block_columns // dim))
     return VectorFit(codes, entries, tables, wide, damped.float(), damping, error)
 
@@ -159,6 +163,26 @@ def _loop(
         loss += float(errors[:rows].double().square().sum())
         tables.append(table)
     return codes[:rows], torch.stack(tables, dim=1), loss
+
+
+def _turns(diagonal: Tensor, dim: int, width: int, *, by_size: bool) -> Tensor:
+    """(K' / d,) the vectors in the order of quantization: blocks of `width` columns stay together.
+
+    By falling diagonal of the Hessian, blocks and the vectors of each; a narrower last block stays
+    last. Indices are stored by place and tables by block, so that the order is free.
+    """
+    mass = diagonal.unflatten(0, (-1, dim)).sum(dim=1)
+    turns = torch.arange(len(mass), device=mass.device)
+    if not by_size:
+        return turns
+    parts = [
+        part[mass[part].argsort(descending=True, stable=True)] for part in turns.split(width // dim)
+    ]
+    whole, last = parts, []
+    if len(mass) % (width // dim):
+        whole, last = parts[:-1], parts[-1:]
+    whole = sorted(whole, key=lambda part: -float(mass[part].sum()))
+    return torch.cat([*whole, *last])
 
 
 def _entries(codes: Tensor, tables: Tensor, block: tuple[int, int]) -> Tensor:
