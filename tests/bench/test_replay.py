@@ -43,6 +43,7 @@ def bench(pytester, monkeypatch):
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", dict)  # takes a second
     monkeypatch.setattr("bench.cores.use_threads", lambda _threads: 1)  # leave this process alone
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # set by the tests of the kernels
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # would switch benchmarks off
     pytester.makeconftest('pytest_plugins = ["bench.conftest"]')
     pytester.makepyfile(BENCHMARK)
 

@@ -1,8 +1,4 @@
-"""Kernels run in Triton's interpreter: the variable is read when a kernel is decorated."""
-
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
+"""Inline assembly runs in our emulator: the interpreter cannot."""
 
 from tests.kernels.asm_emulator import install
 

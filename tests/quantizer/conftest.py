@@ -1,9 +1,5 @@
 """Tiny models, one thread, and Triton's interpreter for the few tests that run kernels."""
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"
-
 import pytest
 import torch
 
