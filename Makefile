@@ -45,7 +45,7 @@ check: $(VENV)/.test
 	$(PY) -m mypy
 
 test: $(VENV)/.test
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist worksteal
 
 bench: $(VENV)/.test
 	$(PY) -m pytest bench --benchmark-disable-gc

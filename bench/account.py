@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.measurement import Measurement
-from perfmodel.tables import Column, Table
+from perfmodel.show.tables import Column, Table
 
 Lines = Sequence[Mapping[str, Any]]
 

@@ -11,13 +11,13 @@ from bench.account import account, failures
 from bench.cli import RESUMABLE_EXIT
 from bench.environment import default_kind
 from bench.folder import LINES, ResultsFolder, read_lines, read_measurements
-from bench.kernel_tables import kernels_output
-from bench.predicted import devices_in
+from bench.kernels.predicted import devices_in
+from bench.kernels.tables import kernels_output
+from bench.kernels.validate import judge, verdict_output
 from bench.report.command import WRITERS, read_report
-from bench.validate import judge, verdict_output
 from perfmodel.errors import UsageError
 from perfmodel.output import render, text_sink
-from perfmodel.tables import as_text
+from perfmodel.show.tables import as_text
 
 OK, CHECK_FAILED = 0, 1
 

@@ -12,11 +12,11 @@ from typing import Literal
 import msgspec
 
 from bench.environment import cpu_threads, nvidia_smi, this_environment, throttle_reasons
-from bench.peers import PEERS
-from bench.peers import problem as why_not
+from bench.kernels.peers import PEERS
+from bench.kernels.peers import problem as why_not
 from perfmodel.hardware import host_path
 from perfmodel.output import Output, write_output
-from perfmodel.tables import Column, Table
+from perfmodel.show.tables import Column, Table
 from perfmodel.units import GIGA, MIB, si
 
 State = Literal["yes", "no", "care"]

@@ -71,7 +71,7 @@ def this_environment(kind: Kind) -> Environment:
         system=f"{platform.system()} {platform.machine()}",
         commit=commit,
         dirty=dirty,
-        date_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        date_utc=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from bench.cli import JOB_VARIABLE
 from bench.folder import ResultsFolder
-from bench.subjects import default_subjects
-from bench.suite import default_layers
+from bench.kernels.subjects import default_subjects
+from bench.kernels.suite import default_layers
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARE_S = 15.0  # kept back at the end for the verdict and the report

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from bench.generate_options import add_generate
+from bench.generate.options import add_generate
 from bench.history.options import add_history, history_option
 from bench.measuring_options import add_measuring
 from perfmodel.arguments import OneLineParser, output_options

@@ -55,8 +55,8 @@ def bench_of(environment: Environment, out: Path, *, fresh: bool = False) -> Any
 
     Raises: SpecError if the folder holds a broken results file.
     """
-    from bench.contest import Bench, rule_of
-    from bench.host import hardware_of
+    from bench.kernels.contest import Bench, rule_of
+    from bench.probe.host import hardware_of
 
     folder = ResultsFolder(out)
     folder.add_environment(environment)

@@ -7,10 +7,10 @@ measures more layers and shows ratios. On a CPU that others use too, add `--thre
 import pytest
 
 from bench.environment import default_kind
-from bench.kernels import Case, measure_case
+from bench.kernels.kernels import Case, measure_case
+from bench.kernels.subjects import default_subjects, subject
+from bench.kernels.suite import choose_layers
 from bench.session import bench_of
-from bench.subjects import default_subjects, subject
-from bench.suite import choose_layers
 from perfmodel.errors import UsageError
 
 LAYERS = {  # a CPU takes seconds per case

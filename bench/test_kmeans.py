@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from quantizer.kmeans import cluster_rows, objective
+from quantizer.clustering.kmeans import cluster_rows, objective
 
 COLUMNS = 4096
 ROWS = {"ours": 256, "fast": 256, "torch": 16, "sklearn": 12, "flash1dkmeans": 64}
@@ -42,7 +42,7 @@ def fast(values, weights, entries):
 
 
 def batched(values, weights, entries):
-    from quantizer.kmeans_torch import solve_batch
+    from quantizer.clustering.kmeans_torch import solve_batch
 
     return solve_batch(values, weights, entries)
 

@@ -3,9 +3,9 @@
 import argparse
 from functools import partial
 
-from bench.predicted import devices_in
-from bench.validate import HELD_OUT, judge, verdict_output
-from bench.validation_plot import validation_figure
+from bench.kernels.predicted import devices_in
+from bench.kernels.validate import HELD_OUT, judge, verdict_output
+from bench.kernels.validation_plot import validation_figure
 from perfmodel.errors import UsageError
 from perfmodel.output import save_figure, write_output
 

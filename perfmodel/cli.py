@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perfmodel import __version__, commands
+from perfmodel import __version__
 from perfmodel.arguments import (
     OneLineParser,
     add_command,
@@ -16,14 +16,15 @@ from perfmodel.arguments import (
     size,
     sizes,
 )
-from perfmodel.errors import PerfmodelError, one_line
-from perfmodel.forecast_arguments import (
+from perfmodel.commands import basic as commands
+from perfmodel.commands.forecast_arguments import (
     add_forecasts,
     add_recommend,
     add_validation_figure,
     plot_pareto,
     recommend_options,
 )
+from perfmodel.errors import PerfmodelError, one_line
 from perfmodel.output import discard_output
 from perfmodel.workload import ACCOUNTINGS, PHASES
 

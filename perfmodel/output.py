@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import msgspec
 
 from perfmodel.errors import OutputError, UsageError
-from perfmodel.tables import Table, as_csv, as_markdown, as_text
+from perfmodel.show.tables import Table, as_csv, as_markdown, as_text
 
 if TYPE_CHECKING:  # matplotlib takes a second to import
     from matplotlib.figure import Figure

@@ -10,23 +10,18 @@ from pathlib import Path
 import msgspec
 
 from perfmodel.output import as_json
-from quantizer import harness, ledger
-from quantizer.calibration import Calibration
-from quantizer.checkpoint import OUTSIDE, Checkpoint, open_checkpoint
-from quantizer.checkpoint_model import load_model, quantized_blocks
-from quantizer.compare import Comparison, Setting, compare
+from quantizer.checkpoints.checkpoint import OUTSIDE, Checkpoint, open_checkpoint
+from quantizer.checkpoints.checkpoint_model import load_model, quantized_blocks
 from quantizer.errors import (
     RESUMABLE_EXIT,
     CheckFailedError,
     StoppedError,
     UsageError,
 )
-from quantizer.estimate import Estimate, estimate, free_bytes
-from quantizer.evaluate import perplexity
-from quantizer.executors import check_executor, workers_of
-from quantizer.fisher_file import NAME as FISHER_NAME
-from quantizer.fisher_file import ensure_fisher
-from quantizer.forecast import beyond_quadratic
+from quantizer.evaluation import harness
+from quantizer.evaluation.calibration import Calibration
+from quantizer.evaluation.compare import Comparison, Setting, compare
+from quantizer.evaluation.evaluate import perplexity
 from quantizer.inputs import (
     calibration_of,
     evaluation_of,
@@ -38,10 +33,14 @@ from quantizer.inputs import (
     stoppable,
     warn_in_domain,
 )
-from quantizer.matrix import Settings
-from quantizer.methods import needs
-from quantizer.pipeline import Hooks, Job, check_job, quantize, read_config
-from quantizer.plan import (
+from quantizer.methods.matrix import Settings
+from quantizer.methods.registry import needs
+from quantizer.progress import Progress, duration
+from quantizer.run import ledger
+from quantizer.run.estimate import Estimate, estimate, free_bytes
+from quantizer.run.executors import check_executor, workers_of
+from quantizer.run.pipeline import Hooks, Job, check_job, quantize, read_config
+from quantizer.run.plan import (
     LayerCosts,
     check_independent,
     layer_costs,
@@ -49,7 +48,9 @@ from quantizer.plan import (
     plan_for_time,
     sensitivities,
 )
-from quantizer.progress import Progress, duration
+from quantizer.sensitivity.fisher_file import NAME as FISHER_NAME
+from quantizer.sensitivity.fisher_file import ensure_fisher
+from quantizer.sensitivity.forecast import beyond_quadratic
 from quantizer.tables import as_table, human_bytes
 
 FORECAST_NAME = "fisher-token.safetensors"

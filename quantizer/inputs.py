@@ -13,9 +13,15 @@ import torch
 
 from perfmodel.hardware import load_hardware
 from perfmodel.measured_stack import stack_for
-from quantizer.calibration import Calibration, in_domain, load_calibration, source_of
-from quantizer.checkpoint import Checkpoint, open_checkpoint
-from quantizer.choose import (
+from quantizer.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from quantizer.cli import COMPARED, DEFAULT_FORMATS
+from quantizer.errors import CheckpointError, UsageError
+from quantizer.evaluation.calibration import Calibration, in_domain, load_calibration, source_of
+from quantizer.evaluation.evaluate import EvaluationText, Protocol, load_evaluation
+from quantizer.methods.matrix import Settings
+from quantizer.methods.registry import needs
+from quantizer.run.pipeline import Hooks
+from quantizer.sensitivity.choose import (
     format_name,
     format_of_bits,
     layer_settings,
@@ -23,13 +29,7 @@ from quantizer.choose import (
     read_formats,
     uniform_settings,
 )
-from quantizer.cli import COMPARED, DEFAULT_FORMATS
-from quantizer.device_time import StepTimes, step_times
-from quantizer.errors import CheckpointError, UsageError
-from quantizer.evaluate import EvaluationText, Protocol, load_evaluation
-from quantizer.matrix import Settings
-from quantizer.methods import needs
-from quantizer.pipeline import Hooks
+from quantizer.sensitivity.device_time import StepTimes, step_times
 
 SMALL_MATRIX = 2**20  # weights; below, starting threads takes longer than they save
 

@@ -9,10 +9,10 @@ import sys
 import tempfile
 
 from bench.cli import JOB_VARIABLE
-from bench.contest import Results
 from bench.environment import Environment
 from bench.gpu.stages import CHECK_SHAPES, check_subject
-from bench.subjects import default_subjects, subject
+from bench.kernels.contest import Results
+from bench.kernels.subjects import default_subjects, subject
 
 SPARE_S = 10.0  # of them kept back, to read what the tool has said
 TOUCH_SHAPES = CHECK_SHAPES[:3:2]  # compiled and cached by the check already

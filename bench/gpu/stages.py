@@ -6,14 +6,14 @@ from statistics import median
 
 import torch
 
-from bench.check import check
-from bench.contest import Bench, Results, rule_of
 from bench.environment import Environment
 from bench.gpu.isolated import isolated_s
 from bench.gpu.rates import STEPS, instruction_seconds
-from bench.prepare import prepare, rotation
-from bench.subjects import default_subjects, subject
-from bench.suite import Layer
+from bench.kernels.check import check
+from bench.kernels.contest import Bench, Results, rule_of
+from bench.kernels.prepare import prepare, rotation
+from bench.kernels.subjects import default_subjects, subject
+from bench.kernels.suite import Layer
 from bench.timing import cuda_graph_sampler
 from kernels import configs
 from kernels.ceiling import load_rates

@@ -58,7 +58,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """When, what and which: sorts by date."""
         when = datetime.fromisoformat(self.environment.date_utc).astimezone(UTC)
         commit = (self.environment.commit or "none")[:12]
-        parts = [when.strftime("%Y%m%dT%H%M%SZ"), commit]
+        parts = [f"{when:%Y%m%dT%H%M%S}{when.microsecond // 1000:03}Z", commit]
         parts += ["dirty"] if self.environment.dirty else []
         return "-".join([*parts, self.id[:SHOWN_CHARS]]) + SUFFIX
 

@@ -6,7 +6,7 @@ from bench.environment import Environment
 from bench.history.gates import Finding, count_by_kind
 from bench.history.store import Baseline, Run
 from perfmodel.output import Output
-from perfmodel.tables import Column, Table
+from perfmodel.show.tables import Column, Table
 
 
 def label(key: str) -> str:

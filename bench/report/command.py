@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from bench.folder import LINES, read_environments, read_lines, read_measurements
-from bench.host import hardware_of
-from bench.predicted import compare
+from bench.kernels.predicted import compare
+from bench.probe.host import hardware_of
 from bench.report.content import report_of
 from bench.report.files import as_csv_text, as_markdown_text
 from bench.report.page import as_html

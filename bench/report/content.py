@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.environment import Environment
-from bench.generate_view import generate_table, paper_table
-from bench.kernel_tables import kernel_rows, kernels_output
+from bench.generate.view import generate_table, paper_table
+from bench.kernels.predicted import Compared, usable
+from bench.kernels.tables import kernel_rows, kernels_output
+from bench.kernels.validate import judge, verdict_output
+from bench.kernels.validation_plot import validation_figure
 from bench.measurement import Measurement
-from bench.predicted import Compared, usable
-from bench.probe_tables import probe_output
+from bench.probe.tables import probe_output
 from bench.report.figures import roofline_drawing, speedup_drawing
 from bench.report.sections import Drawing, Report, Section
-from bench.validate import judge, verdict_output
-from bench.validation_plot import validation_figure
 from perfmodel.hardware import HardwareSpec
-from perfmodel.tables import Column, Table
+from perfmodel.show.tables import Column, Table
 from perfmodel.units import MIB
 
 BASELINES = {"over_fp16": "the fastest FP16", "over_gptq": "GPTQ of as many bits"}

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.predicted import Compared
+from bench.kernels.predicted import Compared
 from bench.report.sections import Drawing
 from perfmodel.hardware import HardwareSpec
-from perfmodel.plots import COLOURS
+from perfmodel.show.plots import COLOURS
 from perfmodel.units import GIGA, duration, si, significant
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """The report as Markdown and as CSV."""
 
 from bench.report.sections import Report
-from perfmodel.tables import as_csv, as_markdown
+from perfmodel.show.tables import as_csv, as_markdown
 
 
 def as_markdown_text(report: Report) -> str:

@@ -8,7 +8,7 @@ import re
 from html import escape
 
 from bench.report.sections import Drawing, Report, Section
-from perfmodel.tables import Table
+from perfmodel.show.tables import Table
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """

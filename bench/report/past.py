@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.history.store import History, Run
 from bench.report.sections import Section
-from perfmodel.tables import Column, Table
+from perfmodel.show.tables import Column, Table
 from perfmodel.units import duration
 
 BARS = "▁▂▃▄▅▆▇█"

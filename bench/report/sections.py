@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from perfmodel.tables import Table
+from perfmodel.show.tables import Table
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: only where a picture is drawn
     from matplotlib.figure import Figure

@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench.decoder import CacheFullError, Decoder
-from bench.decoder_math import Cache, Functions, Heads, attention, compiled, visible
-from bench.hf_eager import HfEager
-from bench.model_weights import load_model_weights, random_model
+from bench.generate.decoder import CacheFullError, Decoder
+from bench.generate.decoder_math import Cache, Functions, Heads, attention, compiled, visible
+from bench.generate.hf_eager import HfEager
+from bench.generate.model_weights import load_model_weights, random_model
 from perfmodel.errors import UsageError
 from perfmodel.models import read_model
-from quantizer.checkpoint_model import load_model
+from quantizer.checkpoints.checkpoint_model import load_model
 from tests.quantizer.models import BLOCKS, HIDDEN, VOCABULARY, WIDE, config_of, write_model
 
 LONGEST = 64
@@ -196,7 +196,7 @@ def test_graphs_of_powers_of_two_say_what_exact_lengths_say(llama, monkeypatch):
         captured.append(length)
         return SimpleNamespace(replay=lambda: ours._step(length))
 
-    monkeypatch.setattr("bench.decoder.LEAST_LENGTH", 8)
+    monkeypatch.setattr("bench.generate.decoder.LEAST_LENGTH", 8)
     monkeypatch.setattr(ours, "_capture", capture)
     ours.graphed = True
     ours.prepare()

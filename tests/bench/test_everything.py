@@ -14,7 +14,7 @@ from bench.cores import cores_allowed
 from bench.everything import Job, Stage, plan, run, run_job
 from bench.folder import LINES, ResultsFolder, read_lines
 from perfmodel.errors import UsageError
-from perfmodel.tables import as_text
+from perfmodel.show.tables import as_text
 
 JOB = """
 import json, sys, time

@@ -6,19 +6,19 @@ import time
 import pytest
 from msgspec.structs import replace
 
-from bench import generate
 from bench.cli import main
 from bench.environment import this_environment
 from bench.folder import ResultsFolder, read_lines, read_measurements
-from bench.generate import prompt_tokens, totals
-from bench.generate_source import GenerateOptions, Source, sources, workload
-from bench.generate_view import generate_table, paper_rows, paper_table, plain_name, row
-from bench.generation import Generation
+from bench.generate import generate
+from bench.generate.generate import prompt_tokens, totals
+from bench.generate.generation import Generation
+from bench.generate.source import GenerateOptions, Source, sources, workload
+from bench.generate.text_check import TextCheck
+from bench.generate.view import generate_table, paper_rows, paper_table, plain_name, row
 from bench.measurement import Measurement
-from bench.text_check import TextCheck
 from perfmodel.errors import UsageError
+from perfmodel.fit.measurement import load_measurements
 from perfmodel.hardware import load_hardware
-from perfmodel.measurement import load_measurements
 from perfmodel.models import load_model
 from perfmodel.prediction import predict
 from perfmodel.stack_files import load_stack
@@ -204,7 +204,7 @@ def test_the_check_is_an_exit_code(llama, capsys, monkeypatch):
     assert main(["generate", "--model", str(llama), "--device", "cpu", "--check", "4"]) == 0
     assert "4 of 4 greedy tokens equal" in capsys.readouterr().out
     wrong = TextCheck(tokens=4, agreed=1, rounding=0.01, gap=1.0)
-    monkeypatch.setattr("bench.text_check.check_text", lambda *_, **__: wrong)
+    monkeypatch.setattr("bench.generate.text_check.check_text", lambda *_, **__: wrong)
     assert main(["generate", "--model", str(llama), "--device", "cpu", "--check", "4"]) == 1
     assert "1 of 4 greedy tokens equal" in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ def test_a_run_comes_back_as_it_was(history):
     kept = run(0, a=1.0 / 3.0, b=2.0)
     path, is_new = history.add(kept)
     assert is_new
-    assert path.name == f"20260101T000000Z-000000000000-{kept.id[:8]}.json.gz"
+    assert path.name == f"20260101T000000000Z-000000000000-{kept.id[:8]}.json.gz"
     assert history.runs(DEVICE) == [kept]
     assert read_run(path).measurements[0].samples_s == kept.measurements[0].samples_s
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from bench import contest, kernels, peers
-from bench.contest import Bench
 from bench.environment import this_environment
 from bench.folder import LINES, ResultsFolder, read_lines, read_measurements
-from bench.host import hardware_of
-from bench.kernel_tables import kernels_output
-from bench.kernels import Case, measure_case, measure_layer
-from bench.peers import PEERS, problem
-from bench.predicted import compare
-from bench.subjects import subject
-from bench.suite import Layer
+from bench.kernels import contest, kernels, peers
+from bench.kernels.contest import Bench
+from bench.kernels.kernels import Case, measure_case, measure_layer
+from bench.kernels.peers import PEERS, problem
+from bench.kernels.predicted import compare
+from bench.kernels.subjects import subject
+from bench.kernels.suite import Layer
+from bench.kernels.tables import kernels_output
+from bench.probe.host import hardware_of
 from bench.timing import StopRule
 from perfmodel.output import render
 from tests.bench.test_probe import CPU, PROBE, kernel
@@ -47,7 +47,7 @@ def test_kernels_and_peers_are_kept_once(bench, tmp_path, monkeypatch):
 
 
 def test_a_wrong_kernel_is_not_timed(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.check.FLOAT_LIMIT", 0.0)
+    monkeypatch.setattr("bench.kernels.check.FLOAT_LIMIT", 0.0)
     measure_layer(bench, LAYER, [subject("fp32:library")])
     assert read_measurements(tmp_path) == []
     line = read_lines(tmp_path / LINES)[-1]

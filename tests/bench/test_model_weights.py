@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench.decoder import Decoder
-from bench.llama_config import Rope, read_config
-from bench.model_weights import load_model_weights, random_model, stored_format
-from bench.text_check import TextCheck, check_text
+from bench.generate.decoder import Decoder
+from bench.generate.llama_config import Rope, read_config
+from bench.generate.model_weights import load_model_weights, random_model, stored_format
+from bench.generate.text_check import TextCheck, check_text
 from perfmodel.errors import SpecError, UsageError
 from perfmodel.models import load_model
 from quantizer.cli import main as quantizer
@@ -50,7 +50,7 @@ def test_a_quantized_checkpoint_keeps_its_format_and_its_bytes(quantized, llama)
 
 
 def headers(folder):
-    from quantizer.checkpoint import open_checkpoint
+    from quantizer.checkpoints.checkpoint import open_checkpoint
 
     return open_checkpoint(folder).tensors.values()
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bench.report.files import as_csv_text, as_markdown_text
 from bench.report.page import as_html, as_svg
 from bench.report.sections import Drawing, Report, Section
-from perfmodel.tables import Column, Table
+from perfmodel.show.tables import Column, Table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 VOID = {"meta", "link", "br", "img", "hr"}

@@ -2,16 +2,16 @@
 
 import pytest
 
-from bench.contest import Bench
 from bench.environment import Environment
 from bench.folder import ResultsFolder, read_measurements
-from bench.host import decode_name, device_file, hardware_of, write_host
+from bench.kernels.contest import Bench
+from bench.kernels.predicted import compare, op_of
+from bench.kernels.validate import held_out, judge, verdict_output
 from bench.measurement import Measurement
-from bench.predicted import compare, op_of
-from bench.probe import bandwidths, decoding, launches, matrix_products
-from bench.probe_tables import probe_output
+from bench.probe.host import decode_name, device_file, hardware_of, write_host
+from bench.probe.probe import bandwidths, decoding, launches, matrix_products
+from bench.probe.tables import probe_output
 from bench.timing import StopRule
-from bench.validate import held_out, judge, verdict_output
 from perfmodel.cli import main
 from perfmodel.errors import UsageError
 from perfmodel.hardware import load_hardware
@@ -158,7 +158,7 @@ def test_the_fit_is_judged_on_shapes_that_it_has_not_seen():
 
 
 def test_every_part_of_the_probe_can_be_timed(tmp_path, monkeypatch):
-    from bench import probe
+    from bench.probe import probe
 
     monkeypatch.setattr(probe, "CPU_READ_MIB", (0.25, 1))
     monkeypatch.setattr(probe, "CPU_MATMUL", {"fp32": 256, "fp16": 16})

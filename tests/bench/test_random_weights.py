@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.random_weights import random_weight
+from bench.kernels.random_weights import random_weight
 from kernels.dispatch import matmul_ref
 from kernels.layouts import CsrWeight
 from kernels.layouts.sparse import check_csr

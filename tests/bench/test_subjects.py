@@ -5,11 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench.check import check
-from bench.heads import head
-from bench.prepare import prepare
-from bench.subjects import CPU_SUBJECTS, GPU_BATCHED, GPU_SUBJECTS, default_subjects, subject
-from bench.suite import choose_layers, default_layers, layers
+from bench.kernels.check import check
+from bench.kernels.heads import head
+from bench.kernels.prepare import prepare
+from bench.kernels.subjects import (
+    CPU_SUBJECTS,
+    GPU_BATCHED,
+    GPU_SUBJECTS,
+    default_subjects,
+    subject,
+)
+from bench.kernels.suite import choose_layers, default_layers, layers
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
 

@@ -17,8 +17,8 @@ from dataclasses import replace
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from bench.prepare import prepare
-from bench.subjects import Subject, default_subjects, subject
+from bench.kernels.prepare import prepare
+from bench.kernels.subjects import Subject, default_subjects, subject
 from kernels.compile_report import parse_resources, run_tool
 
 H200_PROGRAMS = 13 * 132  # so that small matrices split their rows as they would there

@@ -8,9 +8,9 @@ import json
 
 import torch
 
-from bench import linears
-from bench.decoder import Decoder
-from bench.model_weights import random_model
+from bench.generate import linears
+from bench.generate.decoder import Decoder
+from bench.generate.model_weights import random_model
 from kernels.linear import QuantizedLinear
 from perfmodel.models import read_model
 

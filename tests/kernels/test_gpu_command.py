@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import contest
 from bench.account import account, failures
-from bench.check import check
 from bench.environment import Environment
 from bench.folder import LINES, ResultsFolder, read_lines, read_measurements
 from bench.gpu import isolated, rates, sanitize, stages
-from bench.prepare import clone, prepare
-from bench.subjects import default_subjects, subject
+from bench.kernels import contest
+from bench.kernels.check import check
+from bench.kernels.prepare import clone, prepare
+from bench.kernels.subjects import default_subjects, subject
 
 ROOT = Path(__file__).parents[2]
 GPU = Environment(

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from perfmodel import calibration
 from perfmodel.cli import main
-from perfmodel.fitting import Options, fit, parameters_for, stack_with
-from perfmodel.measurement import load_measurements
+from perfmodel.fit import calibration
+from perfmodel.fit.fitting import Options, fit, parameters_for, stack_with
+from perfmodel.fit.measurement import load_measurements
+from perfmodel.fit.validation import summarise
 from perfmodel.prediction import predict
 from perfmodel.stack_files import load_stack, stack_names, to_stack
 from perfmodel.strict_yaml import parse_yaml
-from perfmodel.validation import summarise
 
 ROOT = Path(__file__).parents[2]
 DENSE_AND_HYBRID = ("fp16", "gptq-w3", "squeezellm-w3@released", "*-hybrid@released")

@@ -10,8 +10,9 @@ from typing import IO, Any, NoReturn
 
 import pytest
 
-from perfmodel import commands, output, sweep
+from perfmodel import output, sweep
 from perfmodel.cli import main
+from perfmodel.commands import basic as commands
 from perfmodel.output import whole_file
 
 ROOT = Path(__file__).parents[2]

@@ -6,11 +6,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from perfmodel import plots
 from perfmodel.cli import main
 from perfmodel.hardware import load_hardware
 from perfmodel.models import load_model
 from perfmodel.prediction import Prediction
+from perfmodel.show import plots
 from perfmodel.workload import Workload
 from tests.perfmodel.toys import ideal, policy
 

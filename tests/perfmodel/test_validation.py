@@ -2,7 +2,7 @@
 
 import pytest
 
-from perfmodel.validation import Bars, Pair, grouped, rank_correlation, summarise
+from perfmodel.fit.validation import Bars, Pair, grouped, rank_correlation, summarise
 
 
 def pair(predicted_s: float, measured_s: float, **changes: object) -> Pair:

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from quantizer.calibration import load_calibration
-from quantizer.checkpoint import open_checkpoint
-from quantizer.checkpoint_model import load_model
-from quantizer.choose import uniform_settings
-from quantizer.matrix import Settings
-from quantizer.pipeline import Job, quantize
+from quantizer.checkpoints.checkpoint import open_checkpoint
+from quantizer.checkpoints.checkpoint_model import load_model
+from quantizer.evaluation.calibration import load_calibration
+from quantizer.methods.matrix import Settings
+from quantizer.run.pipeline import Job, quantize
+from quantizer.sensitivity.choose import uniform_settings
 
 
 def start(job: Job) -> int:

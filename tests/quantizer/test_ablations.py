@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from quantizer.ablations import grouped_codebook, low_rank_codebooks
-from quantizer.matrix import Settings, SettingsError, Statistics
-from quantizer.methods import quantize_matrix
+from quantizer.methods.ablations import grouped_codebook, low_rank_codebooks
+from quantizer.methods.matrix import Settings, SettingsError, Statistics
+from quantizer.methods.registry import quantize_matrix
 
 
 def problem():

@@ -6,11 +6,11 @@ from transformers import LlamaConfig, OPTConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
-from quantizer.awq import ALPHAS, SHRINKS, search_scale
-from quantizer.awq_block import fold_scale, scale_block
-from quantizer.hessian import accumulate_inputs
-from quantizer.matrix import Settings, SettingsError, Statistics
-from quantizer.methods import quantize_matrix
+from quantizer.methods.awq import ALPHAS, SHRINKS, search_scale
+from quantizer.methods.awq_block import fold_scale, scale_block
+from quantizer.methods.hessian import accumulate_inputs
+from quantizer.methods.matrix import Settings, SettingsError, Statistics
+from quantizer.methods.registry import quantize_matrix
 
 
 def rtn(weight, bits, group):

@@ -2,16 +2,16 @@
 
 import pytest
 
-from quantizer.checkpoint import open_checkpoint
-from quantizer.choose import (
+from quantizer.checkpoints.checkpoint import open_checkpoint
+from quantizer.errors import UsageError
+from quantizer.methods.matrix import Settings
+from quantizer.sensitivity.choose import (
     format_name,
     format_of_bits,
     outlier_share,
     true_bits,
     uniform_settings,
 )
-from quantizer.errors import UsageError
-from quantizer.matrix import Settings
 
 LLAMA_7B = [(4096, 4096)] * 4 + [(11008, 4096)] * 2 + [(4096, 11008)]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from quantizer.codebooks import fit_table
-from quantizer.kmeans import cluster_rows, objective
+from quantizer.clustering.kmeans import cluster_rows, objective
+from quantizer.methods.codebooks import fit_table
 
 KINDS = [(4, "fp16"), (3, "int8"), (4, "int8"), (4, "u7"), (4, "sym"), (2, "int8")]
 

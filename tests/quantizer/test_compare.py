@@ -2,13 +2,13 @@
 
 import pytest
 
-from quantizer.calibration import load_calibration
-from quantizer.checkpoint import open_checkpoint
-from quantizer.compare import Setting, compare
+from quantizer.checkpoints.checkpoint import open_checkpoint
 from quantizer.errors import StoppedError
-from quantizer.evaluate import Protocol, load_evaluation
-from quantizer.matrix import Settings
-from quantizer.pipeline import Hooks
+from quantizer.evaluation.calibration import load_calibration
+from quantizer.evaluation.compare import Setting, compare
+from quantizer.evaluation.evaluate import Protocol, load_evaluation
+from quantizer.methods.matrix import Settings
+from quantizer.run.pipeline import Hooks
 from tests.quantizer.models import CONTEXT, VOCABULARY
 
 WINDOWS = 6  # of the text, and sequences of the calibration
@@ -38,7 +38,7 @@ def setting(llama, ids, text_ids, tmp_path):
 
 
 def test_a_stop_ends_the_evaluation_at_the_next_window(setting, monkeypatch):
-    monkeypatch.setattr("quantizer.evaluate.PAPER_WINDOW", 16)  # one window at once
+    monkeypatch.setattr("quantizer.evaluation.evaluate.PAPER_WINDOW", 16)  # one window at once
     asked = AskedAfter(2)
     with pytest.raises(StoppedError, match="run the same command to go on"):
         compare(setting, ["rtn-w4"], Hooks(stopping=asked))

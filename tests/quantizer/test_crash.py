@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from quantizer import ledger
+from quantizer.run import ledger
 
 ROOT = Path(__file__).parents[2]
 KILLS = 10  # of each of two methods: one without, one with a pass over the model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from quantizer.pipeline import quantize
+from quantizer.run.pipeline import quantize
 from tests.quantizer.models import write_model
 from tests.quantizer.test_pipeline import contents, job_of
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from quantizer import probe
-from quantizer.calibration import Calibration, Source
-from quantizer.checkpoint import open_checkpoint
-from quantizer.choose import uniform_settings
-from quantizer.estimate import estimate
-from quantizer.matrix import Settings
+from quantizer.checkpoints.checkpoint import open_checkpoint
+from quantizer.evaluation.calibration import Calibration, Source
+from quantizer.methods.matrix import Settings
+from quantizer.run import probe
+from quantizer.run.estimate import estimate
+from quantizer.sensitivity.choose import uniform_settings
 from tests.quantizer.models import BLOCKS, HIDDEN, WIDE
 
 CALL_S, ROW_S = 0.5, 0.003

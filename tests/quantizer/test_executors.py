@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quantizer.errors import OutputError, UsageError
-from quantizer.executors import ATTEMPTS, run_tasks
+from quantizer.run.executors import ATTEMPTS, run_tasks
 
 
 def count_attempt(folder: str, name: str) -> int:
@@ -72,6 +72,6 @@ def test_unknown_executors_are_refused(spec, tmp_path):
 
 
 def test_a_scheduler_that_is_not_there_is_said_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("quantizer.executors.WAIT_S", 0.5)
+    monkeypatch.setattr("quantizer.run.executors.WAIT_S", 0.5)
     with pytest.raises(UsageError, match="no scheduler answers"):
         run("dask://127.0.0.1:1", tmp_path, ["ok"])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from quantizer.fisher import change_losses, fisher_statistics
-from quantizer.matrix import SettingsError
+from quantizer.methods.matrix import SettingsError
+from quantizer.sensitivity.fisher import change_losses, fisher_statistics
 
 
 def llama():

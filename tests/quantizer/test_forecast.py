@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfmodel.errors import UsageError
-from quantizer.forecast import (
+from quantizer.sensitivity.forecast import (
     allocate,
     beyond_quadratic,
     forecast_perplexity,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from quantizer.gptq import inverse_factor
-from quantizer.grids import fit_groups
-from quantizer.matrix import Settings, SettingsError, Statistics
-from quantizer.methods import quantize_matrix
+from quantizer.methods.gptq import inverse_factor
+from quantizer.methods.grids import fit_groups
+from quantizer.methods.matrix import Settings, SettingsError, Statistics
+from quantizer.methods.registry import quantize_matrix
 
 
 def problem(rows=24, columns=320, seed=0):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from quantizer.codebook_update import update_tables
-from quantizer.gptvq import fit_vectors, hessian_error, rounded, updated, values_of
-from quantizer.kmeans import cluster_rows
-from quantizer.matrix import Settings, Statistics
-from quantizer.methods import quantize_matrix
-from quantizer.vector_kmeans import fit_tables, nearest
+from quantizer.clustering.kmeans import cluster_rows
+from quantizer.clustering.vector_kmeans import fit_tables, nearest
+from quantizer.methods.codebook_update import update_tables
+from quantizer.methods.gptvq import fit_vectors, hessian_error, rounded, updated, values_of
+from quantizer.methods.matrix import Settings, Statistics
+from quantizer.methods.registry import quantize_matrix
 from tests.quantizer.test_gptq import damped, error, problem
 
 

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from quantizer.cli import main
-from quantizer.harness import scores_of
+from quantizer.evaluation.harness import scores_of
 from tests.quantizer.models import VOCABULARY, write_model
 
 needs_library = pytest.mark.skipif(

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantizer.kmeans import ClusteringError, cluster_rows, nearest_codes, objective
-from quantizer.kmeans_dp import _by_layers, partition
-from quantizer.kmeans_torch import solve_batch
+from quantizer.clustering.kmeans import ClusteringError, cluster_rows, nearest_codes, objective
+from quantizer.clustering.kmeans_dp import _by_layers, partition
+from quantizer.clustering.kmeans_torch import solve_batch
 
 
 def brute_force(values, weights, entries):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from quantizer import lease, ledger
 from quantizer.errors import CheckpointError, IdentityError, OutputError
+from quantizer.run import lease, ledger
 
 ROOT = Path(__file__).parents[2]
 WORK = ledger.Identity(
@@ -142,7 +142,7 @@ def test_one_writer_holds_a_lease(folder):
 def test_the_lease_of_a_killed_process_is_taken_over(folder):
     path = lease.lease_path(folder, WORK.block)
     code = (
-        "import os, signal, sys; from pathlib import Path; from quantizer import lease\n"
+        "import os, signal, sys; from pathlib import Path; from quantizer.run import lease\n"
         "with lease.leased(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False)

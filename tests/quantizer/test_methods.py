@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from kernels.layouts.tensors import from_tensors, to_tensors
 from perfmodel.format_names import parse_format
-from quantizer.matrix import QuantizedMatrix, Settings, SettingsError, Statistics
-from quantizer.methods import METHODS, needs, quantize_matrix
+from quantizer.methods.matrix import QuantizedMatrix, Settings, SettingsError, Statistics
+from quantizer.methods.registry import METHODS, needs, quantize_matrix
 
 FORMATS = [
     *("rtn-w2", "rtn-w3", "rtn-w4", "rtn-w8", "rtn-w3-g128", "rtn-w4-g64"),

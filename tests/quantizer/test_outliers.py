@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantizer.outliers import (
+from quantizer.methods.outliers import (
     global_iqr_range,
     largest,
     magnitude_bound,

@@ -8,11 +8,8 @@ import torch
 from msgspec.structs import replace
 
 from perfmodel.format_names import parse_format
-from quantizer import ledger, pipeline, work
-from quantizer.calibration import load_calibration
-from quantizer.checkpoint import open_checkpoint
-from quantizer.checkpoint_model import PackedLinear, load_model
-from quantizer.choose import uniform_settings
+from quantizer.checkpoints.checkpoint import open_checkpoint
+from quantizer.checkpoints.checkpoint_model import PackedLinear, load_model
 from quantizer.errors import (
     CheckFailedError,
     CheckpointError,
@@ -21,9 +18,12 @@ from quantizer.errors import (
     StoppedError,
     UsageError,
 )
-from quantizer.matrix import Settings
-from quantizer.pipeline import Hooks, Job, quantize, read_config
-from quantizer.work import BlockResult
+from quantizer.evaluation.calibration import load_calibration
+from quantizer.methods.matrix import Settings
+from quantizer.run import ledger, pipeline, work
+from quantizer.run.pipeline import Hooks, Job, quantize, read_config
+from quantizer.run.work import BlockResult
+from quantizer.sensitivity.choose import uniform_settings
 from tests.quantizer.models import BLOCKS, CONTEXT, VOCABULARY, write_model
 
 TOKENS = torch.arange(3, 19)[None]

@@ -12,9 +12,9 @@ from perfmodel.prediction import predict
 from perfmodel.stack_files import load_stack
 from perfmodel.workload import Workload
 from quantizer.cli import main
-from quantizer.device_time import StepTimes, step_times
 from quantizer.errors import UsageError
-from quantizer.plan import LayerCosts, plan_for_bits, plan_for_time
+from quantizer.run.plan import LayerCosts, plan_for_bits, plan_for_time
+from quantizer.sensitivity.device_time import StepTimes, step_times
 from tests.quantizer.models import BLOCKS, write_model
 
 FP16 = parse_format("fp16")

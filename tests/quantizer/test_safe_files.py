@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from quantizer.checkpoint import open_checkpoint
+from quantizer.checkpoints.checkpoint import open_checkpoint
+from quantizer.checkpoints.safe_files import read_header, shard_path
 from quantizer.errors import CheckpointError
-from quantizer.safe_files import read_header, shard_path
 from tests.quantizer.models import write_model
 
 

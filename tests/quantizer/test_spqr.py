@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from quantizer.matrix import Settings, Statistics
-from quantizer.methods import quantize_matrix
-from quantizer.spqr import _fit, leave_one_out
+from quantizer.methods.matrix import Settings, Statistics
+from quantizer.methods.registry import quantize_matrix
+from quantizer.methods.spqr import _fit, leave_one_out
 from tests.quantizer.test_gptq import damped, error, problem
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from quantizer.calibration import (
+from quantizer.errors import CheckpointError, UsageError
+from quantizer.evaluation.calibration import (
     PROFILES,
     in_domain,
     load_calibration,
@@ -17,8 +18,7 @@ from quantizer.calibration import (
     read_text,
     source_of,
 )
-from quantizer.errors import CheckpointError, UsageError
-from quantizer.evaluate import EvaluationText, Protocol, load_evaluation, perplexity
+from quantizer.evaluation.evaluate import EvaluationText, Protocol, load_evaluation, perplexity
 
 WORDS = [f"w{index}" for index in range(50)]
 

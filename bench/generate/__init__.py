@@ -1,0 +1,1 @@
+"""A lean decoder, and how long it takes to write a text."""

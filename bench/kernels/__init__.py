@@ -1,0 +1,1 @@
+"""Kernels and peers: prepared, checked, timed in turn, held against predictions."""

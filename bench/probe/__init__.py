@@ -1,0 +1,1 @@
+"""The device's own roofs, and the file that holds them."""

@@ -1,0 +1,1 @@
+"""Measurements, fits to them, and how far predictions were off."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk, read with suspicion and written whole."""

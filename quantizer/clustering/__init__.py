@@ -1,0 +1,1 @@
+"""k-means: exact in one dimension, and of vectors."""

@@ -1,0 +1,1 @@
+"""Texts, perplexity, tasks, and the methods side by side."""

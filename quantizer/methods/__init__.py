@@ -1,0 +1,1 @@
+"""The methods: one matrix and its statistics in, packed tensors out."""

@@ -1,0 +1,1 @@
+"""A quantization that survives: units of work, their ledger, who does them."""

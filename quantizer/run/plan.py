@@ -1,0 +1,178 @@
+"""Before quantizing: how sensitive each layer is, what each format will cost, what to give whom."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from torch import Tensor
+
+from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors, read_tensors
+from quantizer.errors import UsageError
+from quantizer.methods.matrix import Settings, Statistics
+from quantizer.methods.registry import needs, quantize_matrix
+from quantizer.sensitivity.choose import layer_shape, uniform_settings
+from quantizer.sensitivity.device_time import StepTimes
+from quantizer.sensitivity.forecast import allocate
+from quantizer.sensitivity.forecast_pass import forecast_losses
+
+
+class LayerCosts(msgspec.Struct, frozen=True, kw_only=True):
+    """What each format does to the loss and takes in bytes, of one layer."""
+
+    layer: str
+    shape: tuple[int, int]
+    losses: dict[str, float] = {}  # format -> forecast rise of the loss, nats per token
+    nbytes: dict[str, int] = {}
+
+
+class Sensitivity(LayerCosts, frozen=True, kw_only=True):
+    """How much the loss depends on one layer, too."""
+
+    fisher_mean: float  # of the token Fisher: nats per token and squared unit of weight
+    fisher_share: float  # of the model's sum
+    top_share: float  # of the layer's own sum, held by its most sensitive 0.05 %
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """A format for every layer, and what is expected of it; `quantize --formats` reads it."""
+
+    bits_per_weight: float
+    forecast_loss: float  # nats per token
+    formats: dict[str, str]
+    ms_per_token: float | None = None  # predicted, if time was the budget
+
+
+TOP_SHARE = 0.0005
+
+
+def check_independent(formats: Sequence[str]) -> None:
+    """Raises: UsageError for methods that see activations: their forecast needs the whole run."""
+    for name in formats:
+        if needs(Settings(format=name)) - {"fisher"}:
+            raise UsageError(f"{name} depends on the layers before; `compare` prints its forecast")
+
+
+def layer_costs(
+    checkpoint: Checkpoint,
+    formats: Sequence[str],
+    ids: Tensor,
+    *,
+    sequence_fisher: Path | None = None,
+    on_format: Callable[[str], Any] = lambda name: None,  # noqa: ARG005
+) -> list[LayerCosts]:
+    """Every linear layer of the blocks, in their order; one backward pass per format.
+
+    ids (S, T): tokens of the forecast. sequence_fisher: a file, if a format needs it.
+
+    Raises: UsageError as `check_independent`.
+    """
+    check_independent(formats)
+    losses, nbytes = {}, {}
+    for name in formats:
+        changes, nbytes[name] = _changes(checkpoint, name, sequence_fisher)
+        losses[name] = forecast_losses(checkpoint, changes, ids)
+        on_format(name)
+    return [
+        LayerCosts(
+            layer=layer,
+            shape=layer_shape(checkpoint, layer),
+            losses={name: losses[name][f"{layer}.weight"] for name in formats},
+            nbytes={name: nbytes[name][f"{layer}.weight"] for name in formats},
+        )
+        for layer in checkpoint.all_linear_names()
+    ]
+
+
+def sensitivities(token_fisher: Path, costs: Sequence[LayerCosts]) -> list[Sensitivity]:
+    """The layers' costs with what the file of token Fisher diagonals says of them."""
+    found = []
+    for cost in costs:
+        key = f"{cost.layer}.weight"
+        fisher = read_tensors(token_fisher, [key])[key]
+        mass = float(fisher.double().sum())
+        top = fisher.flatten().topk(max(1, int(TOP_SHARE * fisher.numel()))).values
+        found.append(
+            Sensitivity(
+                layer=cost.layer,
+                shape=cost.shape,
+                losses=cost.losses,
+                nbytes=cost.nbytes,
+                fisher_mean=mass / fisher.numel(),
+                fisher_share=mass,
+                top_share=float(top.double().sum()) / mass if mass else 0.0,
+            )
+        )
+    total = sum(row.fisher_share for row in found) or 1.0
+    return [msgspec.structs.replace(row, fisher_share=row.fisher_share / total) for row in found]
+
+
+def _changes(
+    checkpoint: Checkpoint, format_name: str, sequence_fisher: Path | None
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """What a format adds to every weight, and the bytes it takes, by parameter name."""
+    changes, nbytes = {}, {}
+    for name, settings in uniform_settings(checkpoint, Settings(format=format_name)).items():
+        key = f"{name}.weight"
+        weight = load_tensors(checkpoint, [key])[key].float()
+        wanted = sequence_fisher is not None and "fisher" in needs(settings)
+        fisher = read_tensors(sequence_fisher, [key])[key] if wanted else None
+        matrix = quantize_matrix(weight, Statistics(fisher=fisher), settings)
+        changes[key] = matrix.dequantize() - weight
+        nbytes[key] = matrix.nbytes
+    return changes, nbytes
+
+
+def plan_for_bits(rows: Sequence[LayerCosts], bits_per_weight: float) -> Plan:
+    """The least forecast loss within so many true bits per weight.
+
+    Raises: UsageError if the smallest formats take more.
+    """
+    weights = sum(row.shape[0] * row.shape[1] for row in rows)
+    costs = {row.layer: {name: float(row.nbytes[name]) for name in row.nbytes} for row in rows}
+    least_bits = 8 * sum(min(cost.values()) for cost in costs.values()) / weights
+    if least_bits > bits_per_weight:
+        raise UsageError(
+            f"these formats take {least_bits:.4f} bits per weight at least, found a budget of "
+            f"{bits_per_weight:g}"
+        )
+    return _plan(rows, allocate(_choices(rows, costs), bits_per_weight * weights / 8))
+
+
+def plan_for_time(rows: Sequence[LayerCosts], times: StepTimes, most_s: float) -> Plan:
+    """The least forecast loss within so many predicted seconds per token, the rest included.
+
+    Raises: UsageError if the fastest formats take longer.
+    """
+    costs = {
+        row.layer: {name: times.layer_s(row.layer, name) for name in row.nbytes} for row in rows
+    }
+    least_s = times.others_s + sum(min(cost.values()) for cost in costs.values())
+    if least_s > most_s:
+        raise UsageError(
+            f"these formats take {1e3 * least_s:.4g} ms per token at least, "
+            f"{1e3 * times.others_s:.4g} ms of it outside of the linear layers; found a budget of "
+            f"{1e3 * most_s:.4g} ms"
+        )
+    formats = allocate(_choices(rows, costs), most_s - times.others_s)
+    spent_s = times.others_s + sum(costs[layer][name] for layer, name in formats.items())
+    return msgspec.structs.replace(_plan(rows, formats), ms_per_token=1e3 * spent_s)
+
+
+def _choices(
+    rows: Sequence[LayerCosts], costs: dict[str, dict[str, float]]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    return {
+        row.layer: {name: (cost, row.losses[name]) for name, cost in costs[row.layer].items()}
+        for row in rows
+    }
+
+
+def _plan(rows: Sequence[LayerCosts], formats: dict[str, str]) -> Plan:
+    weights = sum(row.shape[0] * row.shape[1] for row in rows)
+    nbytes = sum(row.nbytes[formats[row.layer]] for row in rows)
+    return Plan(
+        bits_per_weight=8 * nbytes / weights,
+        forecast_loss=sum(row.losses[formats[row.layer]] for row in rows),
+        formats=formats,
+    )

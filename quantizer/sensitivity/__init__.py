@@ -1,0 +1,1 @@
+"""What each weight is worth: Fisher information, forecast loss, formats by layer."""
