@@ -9,7 +9,7 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -120,7 +120,7 @@ def nvidia_smi() -> dict[str, str]:
     return {}
 
 
-def _cuda() -> dict[str, object]:
+def _cuda() -> dict[str, Any]:
     import torch
 
     if not torch.cuda.is_available():
@@ -137,7 +137,7 @@ def _cuda() -> dict[str, object]:
     }
 
 
-def _cpu() -> dict[str, object]:
+def _cpu() -> dict[str, Any]:
     name, cores = _cpu_name(), len(os.sched_getaffinity(0))
     return {
         "device": f"{slug(name)}-{cores}-cores",
