@@ -106,9 +106,9 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises: UnknownFactError if the device file leaves it open.
         """
-        if self.fp16_matmul_flop_per_s is None:
-            raise UnknownFactError(self.key, "compute.fp16_tensor_tflops", "matrix products")
-        return self.fp16_matmul_flop_per_s
+        return self._known(
+            self.fp16_matmul_flop_per_s, "compute.fp16_tensor_tflops", "matrix products"
+        )
 
     @property
     def vector_flop_per_s(self) -> float:
@@ -116,9 +116,7 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises: UnknownFactError if the device file leaves it open.
         """
-        if self.fp32_flop_per_s is None:
-            raise UnknownFactError(self.key, "compute.fp32_tflops", "elementwise operations")
-        return self.fp32_flop_per_s
+        return self._known(self.fp32_flop_per_s, "compute.fp32_tflops", "elementwise operations")
 
     @property
     def send_bytes_per_s(self) -> float:
@@ -126,9 +124,7 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises: UnknownFactError if the device file names no interconnect.
         """
-        if self.link_bytes_per_s is None:
-            raise UnknownFactError(self.key, "interconnect.gb_per_s", "tensor parallelism")
-        return self.link_bytes_per_s / 2
+        return self._known(self.link_bytes_per_s, "interconnect.gb_per_s", "tensor parallelism") / 2
 
     @property
     def clock_hz(self) -> float:
@@ -136,9 +132,7 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises: UnknownFactError if the device file leaves it open.
         """
-        if self.boost_clock_hz is None:
-            raise UnknownFactError(self.key, "boost_clock_mhz", "costs in clock cycles")
-        return self.boost_clock_hz
+        return self._known(self.boost_clock_hz, "boost_clock_mhz", "costs in clock cycles")
 
     @property
     def sm_hz(self) -> float:
@@ -146,9 +140,13 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises: UnknownFactError if the device file leaves either open.
         """
-        if self.sm_count is None:
-            raise UnknownFactError(self.key, "sm_count", "decoding of packed weights")
-        return self.sm_count * self.clock_hz
+        return self._known(self.sm_count, "sm_count", "decoding of packed weights") * self.clock_hz
+
+    def _known(self, value: float | None, field: str, needed_for: str) -> float:
+        """Raises: UnknownFactError for None."""
+        if value is None:
+            raise UnknownFactError(self.key, field, needed_for)
+        return value
 
     @property
     def ridge_flop_per_byte(self) -> float:
