@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from bench.account import failures
 from bench.folder import LINES, read_lines
-from bench.kernels.kernels import measure_layer
+from bench.kernels.measure import measure_layer
 from bench.kernels.peers import PEERS
 from bench.kernels.predicted import compare
 from bench.kernels.subjects import Subject, default_subjects, subject
 from bench.kernels.suite import choose_layers, default_layers
 from bench.kernels.tables import kernels_output
 from bench.probe.host import device_file, hardware_of, write_host
-from bench.probe.probe import probe
+from bench.probe.measure import probe
 from bench.probe.tables import probe_output
 from bench.session import measurements_of, open_bench
 from perfmodel.hardware import host_path, read_device

@@ -7,7 +7,7 @@ measures more layers and shows ratios. On a CPU that others use too, add `--thre
 import pytest
 
 from bench.environment import default_kind
-from bench.kernels.kernels import Case, measure_case
+from bench.kernels.measure import Case, measure_case
 from bench.kernels.subjects import default_subjects, subject
 from bench.kernels.suite import choose_layers
 from bench.session import bench_of

@@ -10,7 +10,7 @@ from typing import Any
 from bench.cli import JOB_VARIABLE
 from bench.environment import default_kind
 from bench.folder import ResultsFolder, read_measurements
-from bench.generate.generate import SUITE, run
+from bench.generate.measure import SUITE, run
 from bench.generate.source import GenerateOptions, sources
 from bench.generate.view import generate_table, paper_rows, paper_table, row
 from bench.measurement import Measurement
@@ -87,7 +87,7 @@ def _is_model(case: Measurement, options: GenerateOptions) -> bool:
 def _output(cases: list[Measurement]) -> Output:
     def document() -> dict[str, Any]:
         return {
-            "schema": "bench.generate.generate/1",
+            "schema": "bench.generate.measure/1",
             "results": [row(case, cases) for case in cases],
             "paper": paper_rows(cases, load_measurements("squeezellm-2023")),
         }

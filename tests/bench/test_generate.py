@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from bench.cli import main
 from bench.environment import this_environment
 from bench.folder import ResultsFolder, read_lines, read_measurements
-from bench.generate import generate
-from bench.generate.generate import prompt_tokens, totals
+from bench.generate import measure as generate
 from bench.generate.generation import Generation
+from bench.generate.measure import prompt_tokens, totals
 from bench.generate.source import GenerateOptions, Source, sources, workload
 from bench.generate.text_check import TextCheck
 from bench.generate.view import generate_table, paper_rows, paper_table, plain_name, row

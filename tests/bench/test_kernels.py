@@ -5,9 +5,10 @@ import torch
 
 from bench.environment import this_environment
 from bench.folder import LINES, ResultsFolder, read_lines, read_measurements
-from bench.kernels import contest, kernels, peers
+from bench.kernels import contest, peers
+from bench.kernels import measure as kernels
 from bench.kernels.contest import Bench
-from bench.kernels.kernels import Case, measure_case, measure_layer
+from bench.kernels.measure import Case, measure_case, measure_layer
 from bench.kernels.peers import PEERS, problem
 from bench.kernels.predicted import compare
 from bench.kernels.subjects import subject

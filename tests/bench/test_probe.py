@@ -9,7 +9,7 @@ from bench.kernels.predicted import compare, op_of
 from bench.kernels.validate import held_out, judge, verdict_output
 from bench.measurement import Measurement
 from bench.probe.host import decode_name, device_file, hardware_of, write_host
-from bench.probe.probe import bandwidths, decoding, launches, matrix_products
+from bench.probe.measure import bandwidths, decoding, launches, matrix_products
 from bench.probe.tables import probe_output
 from bench.timing import StopRule
 from perfmodel.cli import main
@@ -158,7 +158,7 @@ def test_the_fit_is_judged_on_shapes_that_it_has_not_seen():
 
 
 def test_every_part_of_the_probe_can_be_timed(tmp_path, monkeypatch):
-    from bench.probe import probe
+    from bench.probe import measure as probe
 
     monkeypatch.setattr(probe, "CPU_READ_MIB", (0.25, 1))
     monkeypatch.setattr(probe, "CPU_MATMUL", {"fp32": 256, "fp16": 16})
