@@ -49,7 +49,7 @@ def make_reports(jobs: Sequence[tuple[KernelCase, str]], workers: int) -> list[R
 
 
 def failures(jobs: Sequence[tuple[KernelCase, str]], reports: Sequence[Report | str]) -> list[str]:
-    """What the acceptance list forbids: spills, a ceiling that is missing or too low."""
+    """What `--check` forbids: spills, a ceiling that is missing or too low."""
     out = []
     for (case, target), found in zip(jobs, reports, strict=True):
         if isinstance(found, str):
