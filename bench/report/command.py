@@ -37,10 +37,10 @@ def read_report(folder: Path, *, history: Path | None, device: str | None) -> Re
     """
     if not (folder / LINES).exists():
         raise UsageError(f"{folder}: no {LINES}; expected the --out folder of a bench command")
-    environments = list(read_environments(folder).values())
+    environments, every = list(read_environments(folder).values()), read_measurements(folder)
     chosen = _device(folder, [e.device for e in environments], device)
     environments = [e for e in environments if e.device == chosen]
-    measurements = [m for m in read_measurements(folder) if m.device == chosen]
+    measurements = [m for m in every if m.device == chosen]
     hardware = hardware_of(environments[-1], measurements)
     return report_of(
         environments,
@@ -54,6 +54,8 @@ def read_report(folder: Path, *, history: Path | None, device: str | None) -> Re
 
 def _device(folder: Path, found: list[str], asked: str | None) -> str:
     devices = list(dict.fromkeys(found))
+    if not devices:
+        raise UsageError(f"{folder}: holds no results of any device")
     if asked in devices:
         return asked
     if asked is None and len(devices) == 1:

@@ -115,6 +115,19 @@ def test_what_cannot_be_reported_is_said_in_a_line(results, capsys, arguments, p
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "code", "problem"),
+    [
+        ('{"kind":"measurement","record":{}}\n', 3, "results.jsonl:1: measurement: "),
+        ("", 2, "holds no results of any device"),
+    ],
+)
+def test_a_broken_or_empty_file_is_named_before_any_option(tmp_path, capsys, line, code, problem):
+    (tmp_path / "results.jsonl").write_text(line)
+    assert main(["report", str(tmp_path)]) == code
+    assert problem in capsys.readouterr().err
+
+
 def test_the_history_section_has_a_line_per_benchmark(tmp_path):
     history = History(tmp_path)
     for day, time_s in ((1, 15e-6), (2, 15e-6), (3, 30e-6)):
