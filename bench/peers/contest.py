@@ -21,6 +21,7 @@ from perfmodel.errors import UsageError
 
 SUITE = "peers"
 TRIED_SHAPE = (4096, 4096)
+MOST_WORDS = 200  # characters of a reason
 
 
 def contestants(bench: Bench, layer: Layer, peers: Iterable[Peer]) -> list[Contestant]:
@@ -65,7 +66,7 @@ def _trial(peer: Peer) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    words = str(error).strip().partition("\n")[0]
+    words = str(error).strip().partition("\n")[0][:MOST_WORDS]
     return words if isinstance(error, PeerError) else f"{type(error).__name__}: {words}"
 
 
