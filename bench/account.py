@@ -1,6 +1,7 @@
 """What `bench all` leaves besides kernels and text: checks, rates, tuning, the quantizer, jobs."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from bench.measurement import Measurement
@@ -92,11 +93,13 @@ def _launches(measurements: Sequence[Measurement]) -> Table:
 
 
 def _quantizer(lines: Lines) -> Table:
-    rows = [
-        (line["name"], line["what"], f"{line['seconds']:.3g}") for line in _of(lines, "quantizer")
-    ]
-    title = "the quantizer on the shapes of LLaMA-7B, seconds"
-    return _table(title, ("case", "what", "s"), rows)
+    """Matrices of one name in several blocks together."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for line in _of(lines, "quantizer"):
+        found.setdefault((line["name"], line["what"]), []).append(line["seconds"])
+    rows = [(*what, len(taken), f"{median(taken):.3g}") for what, taken in found.items()]
+    title = "the quantizer on the shapes of LLaMA-7B, median seconds"
+    return _table(title, ("case", "what", "times", "s"), rows)
 
 
 def _profiled(measurements: Sequence[Measurement]) -> Table:

@@ -20,11 +20,11 @@ from perfmodel.errors import UsageError
 from perfmodel.fit.validation import Pair, summarise
 from perfmodel.format_names import parse_format
 from perfmodel.hardware import HardwareSpec
+from perfmodel.models import load_model
 from perfmodel.output import Output, write_output
 from perfmodel.show.tables import Column, Table
 
 OK, MISSED = 0, 1
-BLOCKS = 32  # of LLaMA-7B
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,11 +156,15 @@ def _error(pairs: Sequence[Pair], share: str) -> Found | None:
 def _clustering(bits: int, most_s: float) -> Aim:
     def find(facts: Facts) -> Found | None:
         found = [line for line in facts.lines if line["kind"] == "quantizer"]
-        taken = [line["seconds"] for line in found if line["name"] == f"kmeans-w{bits}"]
-        if not taken:
+        found = [line for line in found if line["name"] == f"kmeans-w{bits}"]
+        if not found:
             return None
-        by = f"{len(taken)} of {BLOCKS} blocks, scaled to all"
-        return Found(value=sum(taken) / len(taken) * BLOCKS, by=by)
+        model = load_model("llama-7b")
+        every = [linear.out_features * linear.in_features for linear in model.linears()]
+        done = sum(line["weights"] for line in found)
+        seconds = sum(line["seconds"] for line in found)
+        by = f"{len(found)} of {model.layers * len(every)} matrices, scaled to all"
+        return Found(value=seconds / done * model.layers * sum(every), by=by)
 
     what = f"exact k-means of LLaMA-7B, {2**bits} entries"
     return Aim(what=what, limit=most_s, unit="s", least=False, find=find)

@@ -52,17 +52,15 @@ def quantize(environment: Environment, results: Results, case: str, blocks: str 
 def _kmeans(
     environment: Environment, results: Results, case: str, blocks: int
 ) -> Iterator[dict[str, object]]:
-    """One line per block: seconds of the exact codebooks of its seven matrices."""
+    """One line per matrix: seconds of its exact codebooks."""
     shape, entries = load_model(MODEL), 2 ** int(case.rpartition("w")[2])
     _cluster(environment.kind, (64, shape.hidden), entries, seed=0)  # load what is loaded once
     for block in range(min(blocks, shape.layers)):
-        key = f"quantizer:{case}/{block}"
-        if not results.is_done(key):
-            seconds = {
-                name: _cluster(environment.kind, (rows, columns), entries, seed=block)
-                for name, rows, columns, _ in shape.linears()
-            }
-            yield _line(key, case, f"block {block}", sum(seconds.values()), by_tensor=seconds)
+        for name, rows, columns, _ in shape.linears():
+            key = f"quantizer:{case}/{block}/{name}"
+            if not results.is_done(key):
+                seconds = _cluster(environment.kind, (rows, columns), entries, seed=block)
+                yield _line(key, case, name, seconds, block=block, weights=rows * columns)
 
 
 def _cluster(device: str, shape: tuple[int, int], entries: int, *, seed: int) -> float:

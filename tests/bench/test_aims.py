@@ -90,10 +90,12 @@ def test_generations_and_their_prediction():
     assert (error["measured"], error["met"]) == (pytest.approx(2), True)
 
 
-def test_blocks_are_scaled_to_the_model():
-    line = {"kind": "quantizer", "name": "kmeans-w3", "seconds": 1.5}
+def test_matrices_are_scaled_to_the_model():
+    """LLaMA-7B's blocks: 32 (4 x 4096^2 + 3 x 4096 x 11008) = 6.476e9 weights."""
+    line = {"kind": "quantizer", "name": "kmeans-w3", "seconds": 0.25, "weights": 4096 * 4096}
     row = rows_of(lines=[line, line])["exact k-means of LLaMA-7B, 8 entries"]
-    assert (row["measured"], row["by"]) == (48, "2 of 32 blocks, scaled to all")
+    assert row["measured"] == pytest.approx(0.25 * 6.476e9 / 4096**2, rel=1e-3)
+    assert row["by"] == "2 of 224 matrices, scaled to all"
 
 
 def test_the_plan_measures_every_shape_that_an_aim_names():

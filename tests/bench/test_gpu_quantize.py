@@ -3,6 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
+from bench.account import account
 from bench.environment import this_environment
 from bench.folder import LINES, ResultsFolder, read_lines
 from bench.gpu import quantize
@@ -29,12 +30,16 @@ def run(tmp_path, monkeypatch):
     return go
 
 
-def test_blocks_are_clustered_once(run):
-    assert [line["what"] for line in run("kmeans-w3")] == ["block 0"]
-    first, second = run("kmeans-w3", "9")  # it has two
-    assert second["what"] == "block 1"
-    assert set(first["by_tensor"]) == {linear.name for linear in TOY.linears()}
-    assert first["seconds"] == pytest.approx(sum(first["by_tensor"].values()))
+def test_matrices_are_clustered_once(run):
+    names = [linear.name for linear in TOY.linears()]
+    lines = run("kmeans-w3")
+    assert [(line["block"], line["what"]) for line in lines] == [(0, name) for name in names]
+    assert lines[4]["weights"] == 512 * 256
+    more = run("kmeans-w3", "9")  # the model has two blocks
+    assert more[:7] == lines
+    assert [(line["block"], line["what"]) for line in more[7:]] == [(1, name) for name in names]
+    (table,) = account(more, [])
+    assert [row["times"] for row in table.rows] == [2] * 7
 
 
 @pytest.mark.parametrize("case", ["gptq-w4-g128", "gptvq-2d-w2"])
