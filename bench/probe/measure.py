@@ -71,7 +71,8 @@ def _reader(bench: Bench, size_bytes: int) -> Callable[[int], object]:
         from bench.gpu.rates import READ_WORDS, read_all
 
         programs = max(1, size_bytes // (4 * READ_WORDS))
-        x = torch.zeros(programs * READ_WORDS, dtype=torch.int32, device="cuda")
+        x = torch.empty(programs * READ_WORDS, dtype=torch.int32, device="cuda")
+        x.random_(-(2**15), 2**15)  # a device may move zeros in less time
         sums = torch.empty(programs, dtype=torch.int32, device="cuda")
         return lambda _: read_all[(programs,)](x, sums, num_warps=4)
     from bench.probe.cpu import read
@@ -83,6 +84,7 @@ def _reader(bench: Bench, size_bytes: int) -> Callable[[int], object]:
 def _movers(bench: Bench, size_bytes: int) -> tuple[Callable[[int], object], ...]:
     a, b, c = (torch.zeros(size_bytes // 4, device=bench.environment.kind) for _ in range(3))
     if bench.is_cuda:
+        a.uniform_(), b.uniform_()
         return lambda _: b.copy_(a), lambda _: torch.add(a, b, alpha=2.0, out=c)
     from bench.probe.cpu import triad
 

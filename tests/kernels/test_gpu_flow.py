@@ -64,7 +64,7 @@ def test_the_commands_of_a_run_leave_a_report_and_say_what_is_missing(folder, mo
     reasons = {
         line["name"]: line["reason"] for line in read_lines(folder / LINES) if "reason" in line
     }
-    assert reasons["marlin-int4"] == "marlin is not installed"
+    assert "marlin" in reasons["marlin-int4"]  # not installed, or not tried alone
 
     for words in (("rates",), ("check", "squeezellm-w3"), ("isolated", "4x256")):
         monkeypatch.setattr(stages, "AIMED", ("squeezellm-w3",))
