@@ -207,10 +207,13 @@ def _commit() -> tuple[str | None, bool]:
 
     A copy without its repository says it in MEMWALL_COMMIT.
     """
+    said = os.environ.get("MEMWALL_COMMIT"), False
+    if shutil.which("git") is None:
+        return said
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode:
-        return os.environ.get("MEMWALL_COMMIT"), False
+        return said
     status = [*git, "status", "--porcelain", "--untracked-files=no"]
     done = subprocess.run(status, capture_output=True, text=True, check=False)
     return head.stdout.strip(), bool(done.stdout.strip())

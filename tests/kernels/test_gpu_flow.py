@@ -23,7 +23,8 @@ def folder(tmp_path, monkeypatch):
     """A results folder of a GPU that is this CPU; small roofs, few decoders, no launch overlap."""
     monkeypatch.setattr("bench.session.os", SimpleNamespace(environ={}))  # interpreted: wanted here
     monkeypatch.setenv("MEMWALL_HOST", str(tmp_path / "results" / "host.yaml"))
-    monkeypatch.setattr("shutil.which", lambda _name: None)  # no nvidia-smi, ncu, sanitizer
+    monkeypatch.setattr("shutil.which", lambda _name: None)  # no git, nvidia-smi, ncu, sanitizer
+    monkeypatch.setenv("MEMWALL_COMMIT", "abc")
     monkeypatch.setitem(sys.modules, "pynvml", None)
     monkeypatch.setattr(rates, "nothing", {(1,): lambda *_, **__: None})
     monkeypatch.setattr(
@@ -52,6 +53,7 @@ def test_the_commands_of_a_run_leave_a_report_and_say_what_is_missing(folder, mo
     assert main(["probe", "--device", "cuda", "--out", str(folder)]) == 0
     (environment,) = read_environments(folder).values()
     assert (environment.kind, environment.device) == ("cuda", "h200")
+    assert (environment.commit, environment.driver) == ("abc", {})
     probed = {m.params.get("mode") for m in read_measurements(folder) if m.name == "launch"}
     assert probed == {"graph", "eager", "graph-triton", "graph-overlapped"}
 
