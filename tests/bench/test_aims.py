@@ -8,6 +8,7 @@ from bench.folder import ResultsFolder
 from bench.kernels.predicted import compare
 from bench.kernels.suite import choose_layers
 from bench.measurement import Measurement
+from bench.peers.contest import TRIED_SHAPES
 from bench.plan import MORE_LAYERS, PEER_LAYERS
 from perfmodel.hardware import load_hardware
 from perfmodel.show.tables import as_text
@@ -100,6 +101,7 @@ def test_matrices_are_scaled_to_the_model():
 
 def test_the_plan_measures_every_shape_that_an_aim_names():
     planned = {layer.shape for layer in choose_layers([*PEER_LAYERS, *MORE_LAYERS])}
+    assert {layer.shape for layer in choose_layers(PEER_LAYERS)} == {*TRIED_SHAPES}
     named = {(22016, 4096), (11008, 4096), (4096, 4096), (28672, 8192), (8192, 8192)}
     assert named <= planned
 
