@@ -16,7 +16,10 @@ from tests.perfmodel.toys import policy
 
 DEVICES = ("a6000", "a5000", "h200", "rtx4090", "a100", "orin", "mi300x", "l40s")
 STACKS = ("ideal", "squeezellm-2023", "memwall")
-MODELS = ("llama-7b", "llama-3-70b", "mistral-7b", "opt-13b", "qwen2.5-0.5b", "llama-3.1-405b")
+MODELS = (
+    *("llama-7b", "llama-3-70b", "mistral-7b", "opt-13b", "qwen2.5-0.5b", "llama-3.1-405b"),
+    *("mpt-7b", "falcon-7b"),
+)
 FORMATS = ("fp16", "gptq-w3-g128", "squeezellm-w3", "squeezellm-w3-s0.45", "squeezellm-w4")
 
 
