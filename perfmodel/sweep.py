@@ -40,6 +40,7 @@ _SPEC_ARRAYS = (
     "link_bytes_per_s",
     "sm_count",
     "boost_clock_hz",
+    "host_clock_hz",
 )
 
 

@@ -19,7 +19,8 @@ from perfmodel.units import GIB, GIGA
 _MEASUREMENTS = """\
 MEASUREMENTS is a CSV or JSON file with the columns device, model, weights, time_s or tokens_per_s,
 and as needed context, prompt, new, batch, tensor_parallel, lm_head, kv_bits, stack, source, note;
-or the name of a published set: squeezellm-2023, decode-rates.
+or the name of a published set: squeezellm-2023, decode-rates,
+decode-rates-4090.
 """
 _CALIBRATE = f"""\
 {_MEASUREMENTS}

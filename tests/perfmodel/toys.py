@@ -21,6 +21,7 @@ def toy_hardware(**changes: object) -> HardwareSpec:
         fp16_matmul_flop_per_s=1e14,
         fp32_flop_per_s=1e13,
         link_bytes_per_s=2e11,
+        host_clock_hz=None,
     )
     return replace(spec, **changes)
 
