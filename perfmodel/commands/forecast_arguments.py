@@ -36,7 +36,7 @@ examples:
   python -m perfmodel recommend --gpu host --model ./my-model --quality compare.json
 
 Of the formats within the limits the one with the lowest perplexity comes first. Times are those of
-the fastest software that has run formats of the method and was measured.
+the fastest software that has run formats of the method and was measured, here if any was.
 """
 _VALIDATE = f"""\
 {_MEASUREMENTS}

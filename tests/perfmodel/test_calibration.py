@@ -95,6 +95,21 @@ def test_a_parameter_that_no_row_speaks_of_keeps_its_prior(rows):
     assert unseen.determined == pytest.approx(0, abs=1e-6)
 
 
+def test_devices_held_out_in_turn_are_forecast_within_the_bar():
+    """Published rates: half of them within 10 %, nine of ten within 25 %, 70 to 90 % inside."""
+    pairs = []
+    for software in ("hf-eager", "tinychat", "llama.cpp"):
+        runs = [run for run in load_measurements("decode-rates") if run.stack == software]
+        held_out = calibration.leave_one_out(runs, Options(), "device")
+        found = summarise(held_out)
+        assert (found.median <= 0.10, found.p90 <= 0.25) == (True, True), software
+        pairs += held_out
+    found = summarise(pairs)
+    assert found.count == 52
+    assert (found.median <= 0.10, found.p90 <= 0.25) == (True, True)
+    assert 0.7 <= found.inside_interval <= 0.9
+
+
 def test_a_device_that_no_fit_has_seen_is_forecast_within_the_bar():
     """TinyChat's RTX 4090 table, kept out of all fits."""
     runs = load_measurements("decode-rates-4090")
