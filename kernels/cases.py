@@ -20,6 +20,7 @@ from kernels.lut_gemm import STEP as GEMM_STEP
 from kernels.plan import (
     BILEVEL_PACK,
     GEMM_REGISTERS,
+    GEMM_TOKENS,
     VECTOR_PACK,
     WARP,
     bilevel_constants,
@@ -113,7 +114,7 @@ def kernel_cases(arch: int) -> tuple[KernelCase, ...]:
         for kind, bits in (("fp16", 2), ("fp16", 3), ("fp16", 4), ("u7", 4))
         for tokens in (8, 16)
     ]
-    gemms += [_gemm("uniform", bits, 16) for bits in (5, 6, 7)]
+    gemms += [_gemm("uniform", bits, GEMM_TOKENS.get(bits, 16)) for bits in (5, 6, 7)]
     uniform = [_uniform(path, bits) for path in _X for bits in BITS]
     uniform += [_grouped(bits) for bits in BITS]
     vectors = [_vector(dim, bits) for dim, bits in FORMS]

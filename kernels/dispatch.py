@@ -95,8 +95,8 @@ def _gemv(
         return lut_gemv(x, weight, path=path, counters=counters)
     if weight.codes.bits in REGISTER_BITS:
         return lut_csr_gemv(x, weight, sparse, path=path, counters=counters)
-    rows = weight.shape[0]
-    y = lut_gemv(x, weight, counters=counters, out=torch.empty(rows, device=x.device))
+    y = torch.empty(weight.shape[0], device=x.device)
+    lut_gemv(x, weight, path=path, counters=counters, out=y)
     return (y + csr_spmv(x, sparse, out=torch.empty_like(y))).to(x.dtype)
 
 

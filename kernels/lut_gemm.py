@@ -16,7 +16,7 @@ from kernels.device import arrive
 from kernels.launch import activation_words, check_aligned, fitting_parts, start
 from kernels.layouts.codebook import REGISTER_BITS, LutWeight, check_lut
 from kernels.layouts.uniform import UniformWeight, check_uniform
-from kernels.plan import GEMM_REGISTERS, mma_constants
+from kernels.plan import GEMM_REGISTERS, GEMM_TOKENS, mma_constants
 
 MAX_TOKENS = 16
 ROWS = 16  # rows of the weight per program
@@ -197,6 +197,11 @@ def lut_gemm(
     y = torch.empty((tokens, rows), dtype=x.dtype, device=x.device) if out is None else out
     dtypes = (torch.float16, torch.float32)
     check_tensor("out", y, dtype=dtypes, shape=(tokens, rows), device=x.device)
+    most = GEMM_TOKENS.get(codes.bits, MAX_TOKENS)
+    if tokens > most:
+        for some, result in zip(x.split(most), y.split(most), strict=True):
+            lut_gemm(some, weight, out=result, parts=parts, counters=counters)
+        return y
     constants = mma_constants(kind, codes.bits, tokens)
     blocks, steps = -(-rows // ROWS), codes.full_tiles * (codes.tile_groups // STEP)
     parts = fitting_parts(steps, blocks, x.device) if parts is None else parts

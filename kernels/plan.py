@@ -11,6 +11,7 @@ from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry
 
 WARP = 32  # lanes; a tile is read by one warp
 GEMM_REGISTERS = 255  # left alone, ptxas stops `lut_gemm_kernel` at 168 and spills
+GEMM_TOKENS = {5: 8, 7: 8}  # per launch: 16 spill there; 16 at other widths
 # Groups of codes per warp and step.
 GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 5: 64, 6: 128, 7: 64, 8: 128}
 # Groups of codes per lane and step of the vector kernels, by (dim, bits): at most 32 registers of

@@ -70,7 +70,7 @@ def test_split_gemm_resets_its_counters_and_repeats_bit_for_bit(kind, bits, toke
     ("weight", "tokens", "message"),
     [
         (lut_weight("fp16", 4, 2, 300), 17, "tokens is 17, expected one of 1, 2"),
-        (lut_weight("fp16", 8, 2, 300), 2, "bits of a LUT GEMM is 8, expected one of 2, 3, 4"),
+        (lut_weight("fp16", 5, 2, 300), 2, "bits of a LUT GEMM is 5, expected one of 2, 3, 4"),
         (lut_weight("int16", 3, 2, 300), 2, "codebook kind is 'int16', expected one of fp16"),
         (uniform_weight(4, 2, 300, group_size=128), 2, "tile_codes of a GEMM|group_size is 128"),
     ],
