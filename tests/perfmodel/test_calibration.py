@@ -79,7 +79,11 @@ def test_our_own_ceilings_are_those_of_the_kernels_page():
         "squeezellm-w4": "lut4-fp16-exact",
         "squeezellm-w4-u7": "lut4-u7-exact",
         "squeezellm-w4-sym": "lut4-sym-exact",
+        "squeezellm-w5": "lut5-fp16-exact",
+        "kmeans-w7": "lut7-fp16-exact",
         "gptq-w4": "uniform4-exact",
+        "rtn-w6": "uniform6-exact",
+        "awq-w5-g128": "uniform5-g128-exact",
         "gptq-w4-g128": "uniform4-g128-exact",
     }
     costs = dict(load_stack("memwall").decode_costs)
