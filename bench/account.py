@@ -1,6 +1,7 @@
-"""What `bench all` leaves besides timings: checks, rates, tuning, sanitizer, jobs; as tables."""
+"""What `bench all` leaves besides kernels and text: checks, rates, tuning, the quantizer, jobs."""
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from bench.measurement import Measurement
@@ -10,15 +11,24 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def account(lines: Lines, measurements: Sequence[Measurement]) -> list[Table]:
+    """What was found, and what was not done."""
+    return [*findings(lines, measurements), *_not_empty(_not_done(lines))]
+
+
+def findings(lines: Lines, measurements: Sequence[Measurement]) -> list[Table]:
     """Every table that has rows."""
-    tables = (
+    return _not_empty(
         _checks(lines),
         _rates(lines),
+        _launches(measurements),
         _profiled(measurements),
         _tuning(lines),
+        _quantizer(lines),
         _sanitizer(lines),
-        _not_done(lines),
     )
+
+
+def _not_empty(*tables: Table) -> list[Table]:
     return [table for table in tables if table.rows or table.head]
 
 
@@ -64,11 +74,32 @@ def _checks(lines: Lines) -> Table:
 
 def _rates(lines: Lines) -> Table:
     rows = [
-        (line["instruction"], f"{line['lanes_per_clock_per_sm']:.1f}", f"{line['assumed']:g}")
+        (line["instruction"], f"{line['lanes_per_clock_per_sm']:.1f}", f"{line['assumed'] or '-'}")
         for line in _of(lines, "rate")
     ]
     title = "lanes per clock and SM, the clock taken from FFMA"
     return _table(title, ("instruction", "measured", "rates.yaml"), rows)
+
+
+def _launches(measurements: Sequence[Measurement]) -> Table:
+    """On a GPU: from the host, in a graph, and in a graph each before the last one's end."""
+    rows = [
+        (m.params["mode"], f"{m.median_s * 1e6:.2f}")
+        for m in measurements
+        if (m.suite, m.name) == ("probe", "launch") and m.timing_mode != "cpu-clock"
+        if not m.refused
+    ]
+    return _table("what a launch costs, us", ("mode", "us"), rows)
+
+
+def _quantizer(lines: Lines) -> Table:
+    """Matrices of one name in several blocks together."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for line in _of(lines, "quantizer"):
+        found.setdefault((line["name"], line["what"]), []).append(line["seconds"])
+    rows = [(*what, len(taken), f"{median(taken):.3g}") for what, taken in found.items()]
+    title = "the quantizer on the shapes of LLaMA-7B, median seconds"
+    return _table(title, ("case", "what", "times", "s"), rows)
 
 
 def _profiled(measurements: Sequence[Measurement]) -> Table:
@@ -114,6 +145,7 @@ def _not_done(lines: Lines) -> Table:
     rows = dict.fromkeys(
         (line["name"], line["reason"])
         for line in lines
-        if line["kind"] in ("skipped", "job") and line.get("reason") and line["name"] not in done
+        if line["kind"] in ("skipped", "job", "peer") and line.get("reason")
+        if line.get("name") not in done and "name" in line
     )
     return _table("not done", ("name", "why"), list(rows))

@@ -12,8 +12,8 @@ from typing import Literal
 import msgspec
 
 from bench.environment import cpu_threads, nvidia_smi, this_environment, throttle_reasons
-from bench.kernels.peers import PEERS
-from bench.kernels.peers import problem as why_not
+from bench.peers.table import PEERS
+from bench.peers.table import problem as why_not
 from perfmodel.hardware import host_path
 from perfmodel.output import Output, write_output
 from perfmodel.show.tables import Column, Table

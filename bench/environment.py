@@ -20,12 +20,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "triton", "numba", "numpy", "transformers")
 DEFAULT_CACHE_BYTES = 32 << 20  # where the system reports none
 LEAST_CLOCK = 0.75  # of the highest SM clock; below it a GPU is throttled (NVBench's rule)
-_THROTTLED = (
-    "hw_slowdown",
-    "hw_thermal_slowdown",
-    "sw_thermal_slowdown",
-    "hw_power_brake_slowdown",
-)
+# What decides over the clock, and its bit in NVML (nvml.h, nvmlClocksEventReasons).
+_REASONS = {
+    "gpu_idle": 0x01,  # nobody asks for more: the clock says nothing
+    "hw_slowdown": 0x08,
+    "sw_thermal_slowdown": 0x20,
+    "hw_thermal_slowdown": 0x40,
+    "hw_power_brake_slowdown": 0x80,
+}
 
 Kind = Literal["cuda", "cpu"]
 
@@ -96,13 +98,38 @@ def slug(device_name: str) -> str:
 
 
 def throttle_reasons() -> list[str]:
-    """Why the GPU runs slower than it could right now; empty without nvidia-smi."""
-    state = nvidia_smi()
+    """Why the GPU runs slower than it could right now; empty where nobody says.
+
+    By NVML, in microseconds: when nvidia-smi has started, an idle GPU has lowered its clock.
+    """
+    try:
+        state = _nvml()
+    except Exception:  # not installed, too old, or without a driver
+        state = nvidia_smi()
+    return _throttle_reasons(state)
+
+
+def _nvml() -> dict[str, str]:
+    """What `_throttle_reasons` reads of nvidia-smi's words. Raises: whatever pynvml raises."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    device = pynvml.nvmlDeviceGetHandleByIndex(0)
+    bits = pynvml.nvmlDeviceGetCurrentClocksEventReasons(device)
+    state = {name: "Active" for name, bit in _REASONS.items() if bits & bit}
+    state["clocks.sm"] = str(pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM))
+    highest = pynvml.nvmlDeviceGetMaxClockInfo(device, pynvml.NVML_CLOCK_SM)
+    return {**state, "clocks.max.sm": str(highest)}
+
+
+def _throttle_reasons(state: dict[str, str]) -> list[str]:
+    """An idle GPU is not throttled, whatever its clock."""
     reasons = [name.rpartition(".")[2] for name, value in state.items() if value == "Active"]
     now, highest = state.get("clocks.sm", ""), state.get("clocks.max.sm", "")
-    if now.isdigit() and highest.isdigit() and int(now) < LEAST_CLOCK * int(highest):
+    slow = now.isdigit() and highest.isdigit() and int(now) < LEAST_CLOCK * int(highest)
+    if slow and "gpu_idle" not in reasons:
         reasons.append(f"SM clock {now} MHz of {highest}")
-    return reasons
+    return [reason for reason in reasons if reason != "gpu_idle"]
 
 
 def nvidia_smi() -> dict[str, str]:
@@ -112,7 +139,7 @@ def nvidia_smi() -> dict[str, str]:
     fields = ["driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu"]
     fields += ["power.draw", "power.limit", "ecc.mode.current"]
     for prefix in ("clocks_event_reasons", "clocks_throttle_reasons"):  # new and old name
-        asked = fields + [f"{prefix}.{reason}" for reason in _THROTTLED]
+        asked = fields + [f"{prefix}.{reason}" for reason in _REASONS]
         command = ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader,nounits"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -176,11 +203,14 @@ def _packages() -> dict[str, str]:
 
 
 def _commit() -> tuple[str | None, bool]:
-    """Commit of the checkout that runs, and whether tracked files differ from it."""
+    """Commit of the checkout that runs, and whether tracked files differ from it.
+
+    A copy without its repository says it in MEMWALL_COMMIT.
+    """
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode:
-        return None, False
+        return os.environ.get("MEMWALL_COMMIT"), False
     status = [*git, "status", "--porcelain", "--untracked-files=no"]
     done = subprocess.run(status, capture_output=True, text=True, check=False)
     return head.stdout.strip(), bool(done.stdout.strip())

@@ -1,8 +1,9 @@
-"""Everything within one budget of time, most important first, resumable.
+"""Jobs within one budget of time, most important first, resumable: the engine of `bench all`.
 
 Every job is one of our commands in a process of its own, so that a kernel that crashes or hangs
 costs its own job alone. Jobs write to the folder of results themselves, line by line; what is there
-is not measured again. This process only plans, watches the clock and keeps an account of the jobs.
+is not measured again. This process only watches the clock and keeps an account of the jobs. Which
+jobs there are: `bench.plan`.
 """
 
 import os
@@ -11,22 +12,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.cli import JOB_VARIABLE
 from bench.folder import ResultsFolder
-from bench.kernels.subjects import default_subjects
-from bench.kernels.suite import default_layers
 
 ROOT = Path(__file__).resolve().parents[1]
-SPARE_S = 15.0  # kept back at the end for the verdict and the report
+SPARE_S = 25.0  # kept back at the end for the verdict and the report
 LEAST_S = 10.0  # a job that would get less is not started
-SIDE_BY_SIDE = 12  # kernels checked at a time on a GPU, 4 GB each
-GPU_SHAPES = ("22016x4096", "8192x8192")  # LLaMA-7B gate-up; the shape that Marlin published
-FIRST_LAYERS = 4  # of LLaMA-7B, before text is generated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,48 +49,6 @@ class Stage:
     name: str
     jobs: tuple[Job, ...]
     width: int = 1
-
-
-def plan(kind: str, *, threads: int | None = None) -> list[Stage]:
-    """What runs on a kind of device ("cuda" or "cpu"), in order of importance."""
-    device = ("--device", kind) + (() if threads is None else ("--threads", str(threads)))
-
-    def jobs(limit_s: float, *each: tuple[str, ...]) -> tuple[Job, ...]:
-        return tuple(Job(arguments=(*words, *device), limit_s=limit_s) for words in each)
-
-    layers = [("kernels", "--layers", layer.name) for layer in default_layers(kind)]
-    probe = Stage(name="probe", jobs=jobs(120, ("probe",)))
-    if kind == "cpu":
-        return [
-            probe,
-            Stage(name="kernels", jobs=jobs(120, *layers)),
-            Stage(name="generate", jobs=jobs(120, ("generate", *_TWO_BLOCKS))),
-        ]
-    text = [("generate", "--model", model, "--new", "128") for model in _GENERATED]
-    return [
-        probe,
-        Stage(name="check", jobs=_gpu(120, "check", default_subjects(kind)), width=SIDE_BY_SIDE),
-        Stage(name="kernels", jobs=jobs(60, *layers[:FIRST_LAYERS])),
-        Stage(name="generate", jobs=jobs(150, text[0])),
-        Stage(name="sanitize", jobs=_gpu(70, "sanitize", ("memcheck", "racecheck"))),
-        Stage(name="rates", jobs=_gpu(60, "rates", ("",))),
-        Stage(name="isolated", jobs=_gpu(45, "isolated", GPU_SHAPES)),
-        Stage(name="tune", jobs=_gpu(45, "tune", GPU_SHAPES)),
-        Stage(name="more kernels", jobs=jobs(60, *layers[FIRST_LAYERS:])),
-        Stage(name="more text", jobs=jobs(300, *text[1:])),
-    ]
-
-
-_GENERATED = ("llama-7b", "llama-13b", "llama-30b")
-# A CPU shows a step of LLaMA-7B on two of its blocks.
-_TWO_BLOCKS = ("--layers", "2", "--new", "16", "--weights", "fp16,gptq-w4,squeezellm-w3")
-
-
-def _gpu(limit_s: float, stage: str, each: Iterable[str]) -> tuple[Job, ...]:
-    return tuple(
-        Job(module="bench.gpu", arguments=tuple(filter(None, (stage, word))), limit_s=limit_s)
-        for word in each
-    )
 
 
 def run(stages: Sequence[Stage], results: ResultsFolder, end: float) -> None:

@@ -14,7 +14,9 @@ def add_commands(subparsers: Any) -> None:
     add_measuring(subparsers, add_command)
     add_generate(subparsers, add_command)
     _add_report(subparsers)
+    _add_aims(subparsers)
     _add_doctor(subparsers)
+    _add_wheels(subparsers)
     add_history(subparsers, add_command)
 
 
@@ -25,9 +27,25 @@ def _add_report(subparsers: Any) -> None:
     parser.add_argument("--device", metavar="NAME", help="where RESULTS has several")
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE",
-        help="one of them: .html, .md or .csv (all three, beside the results)",
+        help="one of them: .html, .md, .csv or .json (all, beside the results)",
     )  # fmt: skip
     history_option(parser)
+
+
+def _add_aims(subparsers: Any) -> None:
+    summary = "what is to be reached on an H200, beside a results folder; exit code 1 unless all is"
+    parser = add_command(subparsers, "aims", summary, run=("bench.aims", "cmd_aims"))
+    parser.add_argument("folder", type=Path, metavar="RESULTS", help="--out of the other commands")
+    output_options(parser)
+
+
+def _add_wheels(subparsers: Any) -> None:
+    summary = "download the peers' packages for a machine without a network"
+    parser = add_command(subparsers, "wheels", summary, run=("bench.peers.wheels", "cmd_wheels"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/wheels"), metavar="DIR", help="(out/wheels)"
+    )
+    parser.add_argument("--python", default="3.12", metavar="VERSION", help="there (3.12)")
 
 
 def _add_doctor(subparsers: Any) -> None:

@@ -51,6 +51,9 @@ class StopRule:
         return noise(samples_s) <= self.steady
 
 
+# A sample of a GPU is 50 calls or more: 200 of them say enough, and a run has hundreds of cases.
+CUDA_RULE = StopRule(most_samples=200, least_s=0.05, most_s=0.5)
+
 # A shared CPU is noisier than a GPU: neighbours take its memory bandwidth.
 CPU_RULE = StopRule(least_samples=20, fewest=5, least_s=0.1, most_s=1.0, steady=0.02, unsteady=0.15)
 

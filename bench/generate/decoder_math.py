@@ -5,6 +5,7 @@ kernels of it: between two linear layers, launches are what costs.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -99,8 +100,12 @@ class Functions(NamedTuple):
     gated: Callable[..., Tensor] = gated
 
 
+@cache
 def compiled() -> Functions:
-    """Each compiled for the shapes that it meets; `length` takes a few values only."""
+    """Each compiled for the shapes that it meets, once for all decoders.
+
+    `length` takes a few values only.
+    """
     torch._dynamo.config.recompile_limit = MOST_SHAPES
     # Inductor then writes products with one row as kernels of its own, as gpt-fast found best.
     options = {"coordinate_descent_tuning": True}

@@ -11,16 +11,20 @@ from pathlib import Path
 from bench.cli import JOB_VARIABLE, die_with_parent
 from bench.environment import this_environment
 from bench.folder import ResultsFolder
-from bench.gpu import sanitize, stages
+from bench.gpu import ncu, quantize, sanitize, stages
 from bench.measuring_options import DEFAULT_FOLDER
 from perfmodel.errors import PerfmodelError
 
 STAGES = {
     "rates": stages.rates,  # no argument
     "check": stages.check_subject,  # a subject
+    "peer": stages.peer,  # the name of one
+    "quantize": quantize.quantize,  # kmeans-w3 [BLOCKS], a format of GPTQ or GPTVQ, or fisher
     "tune": stages.tune,  # ROWSxCOLUMNS
     "isolated": stages.isolated,  # ROWSxCOLUMNS
     "sanitize": sanitize.sanitize,  # memcheck or racecheck
+    "profile": ncu.profile,  # a subject and ROWSxCOLUMNS
+    "once": ncu.once,  # what `profile` runs under ncu
     "touch": sanitize.touch,  # what `sanitize` runs under its tool
 }
 

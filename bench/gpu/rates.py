@@ -1,4 +1,4 @@
-"""Microbenchmarks: instructions per clock and SM, and the bandwidth of a kernel that only reads.
+"""Microbenchmarks: instructions per clock and SM, a kernel that only reads, one that does nothing.
 
 Each instruction runs in eight independent chains per thread, as inline assembly, in a loop; the
 lanes per clock come from the time relative to FFMA, whose rate is documented, so that no clock
@@ -19,7 +19,8 @@ TRIPS = 2000
 
 # Instruction -> (PTX of one step, SASS opcode, class of rates.yaml that it stands for). In a step
 # {d} is its chain, {n} and {m} the next two, x and y inputs. Operands keep the compiler from
-# merging steps: each reads other chains or values that it cannot know.
+# merging steps: each reads other chains or values that it cannot know. A chain of BMMA is the four
+# registers of its result.
 STEPS = {
     "FFMA": ("fma.rn.f32 {d}, {d}, x, y", "FFMA", "fp32"),
     "PRMT": ("prmt.b32 {d}, {d}, {n}, x", "PRMT", "alu"),
@@ -28,7 +29,12 @@ STEPS = {
     "IMAD": ("mad.lo.u32 {d}, {d}, {n}, x", "IMAD", "imad"),
     "DP4A": ("dp4a.s32.s32 {d}, {n}, x, {d}", "IDP", "imad"),
     "LDS": ("ld.volatile.shared.b32 t, [a+{offset}]; xor.b32 {d}, {d}, t", "LDS", "memory"),
-}
+    "BMMA": (
+        "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+        "{{{d}, {d}b, {d}c, {d}d}}, {{x, y, x, y}}, {{x, y}}, {{{d}, {d}b, {d}c, {d}d}}",
+        "BMMA", "tensor",
+    ),
+}  # fmt: skip
 
 
 def block(instruction: str) -> str:
@@ -46,6 +52,8 @@ def block(instruction: str) -> str:
     lines += ["mov.b32 x, $2", "mov.b32 y, $3"]
     for number, name in enumerate(names):  # chains that start alike could be computed once
         lines += [f"add.u32 start, $1, {number}", f"mov.b32 {name}, start"]
+        if instruction == "BMMA":
+            lines += [f".reg .b32 {name}{part}; mov.b32 {name}{part}, start" for part in "bcd"]
     for round_ in range(ROUNDS):
         for chain in range(CHAINS):
             lines.append(
@@ -91,6 +99,15 @@ def read_all(x_ptr, out_ptr):
         where = x_ptr + start + step * _BLOCK + lanes
         acc += tl.load(where, eviction_policy="evict_first")
     tl.store(out_ptr + tl.program_id(0), tl.sum(acc, 0))
+
+
+@triton.jit
+def nothing(x_ptr, OVERLAP: tl.constexpr):
+    """One word; OVERLAP: the next launch may start before this one ends (sm_90, launch_pdl)."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    tl.store(x_ptr, 0)
 
 
 def instruction_seconds(instruction: str) -> float:

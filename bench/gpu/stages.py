@@ -12,8 +12,7 @@ from bench.gpu.rates import STEPS, instruction_seconds
 from bench.kernels.check import check
 from bench.kernels.contest import Bench, Results, rule_of
 from bench.kernels.prepare import prepare, rotation
-from bench.kernels.subjects import default_subjects, subject
-from bench.kernels.suite import Layer
+from bench.kernels.subjects import AIMED, subject
 from bench.timing import cuda_graph_sampler
 from kernels import configs
 from kernels.ceiling import load_rates
@@ -21,7 +20,7 @@ from kernels.ceiling import load_rates
 # Odd shapes first: rows that are no multiple of four, columns of less than a tile, of many tiles
 # and of a ragged tail; then shapes that are timed.
 CHECK_SHAPES = ((37, 1000), (70, 64), (35, 4224), (130, 11008), (4096, 4096), (22016, 4096))
-REPEATS = 10  # a kernel must give the same bits every time
+REPEATS = 1000  # a kernel must give the same bits every time
 PROFILED = 20  # calls under the profiler
 TUNED = ("squeezellm-w3", "squeezellm-w4", "squeezellm-w4-u7:int", "squeezellm-w3-int8:int")
 TUNED_WARPS = (4, 6, 8, 10, 13, 16, 20, 24, 32, 48)
@@ -51,8 +50,10 @@ def rates(_environment: Environment, results: Results) -> None:
         )
 
 
-def _lanes(limits: dict, kind: str) -> int:
-    return min(limit.lanes for limit in limits.values() if limit.classes and kind in limit.classes)
+def _lanes(limits: dict, kind: str) -> int | None:
+    """The rate that rates.yaml has for a class; None where it limits nothing."""
+    found = [limit.lanes for limit in limits.values() if limit.classes and kind in limit.classes]
+    return min(found, default=None)
 
 
 def check_subject(
@@ -60,14 +61,16 @@ def check_subject(
     results: Results,
     name: str,
     *,
-    shapes: Sequence[tuple[int, int]] = CHECK_SHAPES,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    repeats: int | None = None,
     device: str | None = None,
 ) -> None:
-    """Fresh random weights and activations against FP64, at every shape."""
-    for number, shape in enumerate(shapes):
+    """Fresh random weights and activations against FP64, at CHECK_SHAPES; REPEATS runs alike."""
+    repeats = REPEATS if repeats is None else repeats
+    for number, shape in enumerate(CHECK_SHAPES if shapes is None else shapes):
         text = f"{shape[0]}x{shape[1]}"
         prepared = prepare(subject(name), shape, environment.kind, device=device, seed=number)
-        found = check(prepared, repeats=REPEATS)
+        found = check(prepared, repeats=repeats)
         facts = {"error": found.error, "limit": found.limit, "ok": found.ok, "why": found.why}
         results.add_line({"kind": "check", "name": name, "shape": text, **facts})
 
@@ -75,15 +78,14 @@ def check_subject(
 def isolated(environment: Environment, results: Results, text: str) -> None:
     """Device time of single calls, beside which the graph's times of the same shape must lie."""
     rows, columns = shape_of(text)
-    layer = Layer(model="any", tensor="any", rows=rows, columns=columns)
     bench = Bench(environment=environment, results=results, rule=rule_of(environment.kind))
-    for name in default_subjects(environment.kind):
+    for name in AIMED:
         asked = subject(name)
         params = {"rows": rows, "columns": columns, "batch": asked.batch, **asked.options}
         modes = {"timing_mode": "profiler"}
         if results.is_done(bench.key("isolated", asked.weights, params, **modes)):
             continue
-        prepared = prepare(asked, layer.shape, environment.kind)
+        prepared = prepare(asked, (rows, columns), environment.kind)
         call = rotation(prepared, 1)
         samples = isolated_s(lambda call=call: call(0), environment.cache_bytes, repeats=PROFILED)
         bench.keep(
@@ -115,3 +117,10 @@ def tune(environment: Environment, results: Results, text: str) -> None:
         now = f"warps {shipped.warps_per_sm} {shipped.int_u7_step}"
         line = {"kind": "tune", "name": name, "shape": text, "shipped": now}
         results.add_line({**line, "seconds_by_setting": seconds})
+
+
+def peer(_environment: Environment, results: Results, name: str) -> None:
+    """One kernel of another project, in this process alone: what it breaks is this job."""
+    from bench.peers.contest import try_alone
+
+    try_alone(results, name)

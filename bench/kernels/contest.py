@@ -9,6 +9,7 @@ from bench.environment import Environment, throttle_reasons
 from bench.measurement import Measurement, Scalar
 from bench.timing import (
     CPU_RULE,
+    CUDA_RULE,
     Sampler,
     StopRule,
     assert_cold,
@@ -162,7 +163,7 @@ class Bench:
 
 def rule_of(kind: str) -> StopRule:
     """How long to sample on a kind of device."""
-    return StopRule(most_s=1.0) if kind == "cuda" else CPU_RULE
+    return CUDA_RULE if kind == "cuda" else CPU_RULE
 
 
 def in_batches(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

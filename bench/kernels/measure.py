@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from bench.kernels.check import check
 from bench.kernels.contest import Bench, Contestant, in_batches
-from bench.kernels.peers import Peer, contestants
 from bench.kernels.prepare import prepare, rotation
 from bench.kernels.subjects import Subject
 from bench.kernels.suite import Layer
 from bench.measurement import Measurement, Scalar
+from bench.peers.contest import contestants
+from bench.peers.table import Peer
 from perfmodel.errors import UsageError
 
 SUITE = "kernels"
@@ -81,8 +84,13 @@ def _ready(bench: Bench, case: Case) -> Iterator[Contestant]:
         yield contestant(bench, case)
     except UsageError as error:
         bench.results.add_line({"kind": "skipped", **about, "reason": str(error)})
-    except WrongResultError as error:
-        bench.results.add_line({"kind": "check", **about, "ok": False, "why": str(error)})
+    except torch.OutOfMemoryError as error:
+        reason = f"out of memory: {str(error).partition('.')[0]}"
+        bench.results.add_line({"kind": "skipped", **about, "reason": reason})
+    except Exception as error:  # a kernel that does not compile or run is wrong, and not the last
+        words = f"{type(error).__name__}: {error}".partition("\n")[0]
+        why = str(error) if isinstance(error, WrongResultError) else words
+        bench.results.add_line({"kind": "check", **about, "ok": False, "why": why})
 
 
 def contestant(bench: Bench, case: Case) -> Contestant:

@@ -102,6 +102,14 @@ GPU_SUBJECTS = (
     "spqr-w3-g16-s1-act",
 )  # fmt: skip
 
+# What a GPU is to reach (bench/aims.py) is said of these, and of the formats that generate text.
+AIMED = (
+    "fp16:library", "fp16", "squeezellm-w3", "squeezellm-w4", "squeezellm-w4-u7",
+    "squeezellm-w4-u7:int", "squeezellm-w3-int8:int", "squeezellm-w3-s0.45-hybrid",
+    "squeezellm-w4-s0.45-hybrid", "gptq-w4", "gptq-w3", "gptq-w4-g128", "gptq-w4-g128-act:fold",
+    "gptvq-2d-w3",
+)  # fmt: skip
+
 # Several tokens: the fused GEMM, and beyond it the dispatcher's dequantize and multiply.
 GPU_BATCHED = (
     "fp16:library:batch4", "squeezellm-w3:batch4", "squeezellm-w4:batch4", "gptq-w4:batch4",

@@ -1,5 +1,6 @@
 """Which weights are timed: the linear layers of the LLaMA models, most telling first."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,9 @@ from perfmodel.errors import UsageError
 from perfmodel.models import load_model
 
 MODELS = ("llama-7b", "llama-13b", "llama-30b", "llama-65b")
+# What others publish, and what shows where the rates level off: 28672 x 8192 is LLaMA-2-70B's MLP.
+SHAPES = ((8192, 8192), (28672, 8192), (8192, 16384), (81920, 8192))
+SHAPE = "shape"  # in the place of a model, where it is of none
 # A CPU in minutes: of two models, large and small, wide and tall.
 CPU_TENSORS = (
     *(("llama-7b", tensor) for tensor in ("q_proj", "gate_proj", "down_proj")),
@@ -50,21 +54,30 @@ def layers(model: str) -> tuple[Layer, ...]:
     return tuple(Layer(model=model, tensor=t, rows=n, columns=k) for t, n, k in found)
 
 
+def layer_of(rows: int, columns: int) -> Layer:
+    """A matrix of no model."""
+    return Layer(model=SHAPE, tensor=f"{rows}x{columns}", rows=rows, columns=columns)
+
+
 def default_layers(kind: str) -> tuple[Layer, ...]:
     """What a kind of device ("cuda" or "cpu") is timed on without further choice."""
     every = {layer.name: layer for model in MODELS for layer in layers(model)}
     if kind == "cuda":
-        return tuple(every.values())
+        return (*every.values(), *(layer_of(*shape) for shape in SHAPES))
     return tuple(every[f"{model}/{tensor}"] for model, tensor in CPU_TENSORS)
 
 
 def choose_layers(names: Sequence[str]) -> tuple[Layer, ...]:
-    """Layers by `MODEL`, all of it, or `MODEL/TENSOR`.
+    """Layers by `MODEL`, all of it, `MODEL/TENSOR`, or `ROWSxCOLUMNS`.
 
     Raises: UsageError; UnknownNameError for an unknown model.
     """
     chosen: list[Layer] = []
     for name in names:
+        shape = re.fullmatch(r"(?:shape/)?([1-9]\d*)x([1-9]\d*)", name)
+        if shape:
+            chosen.append(layer_of(int(shape[1]), int(shape[2])))
+            continue
         model, _, tensor = name.partition("/")
         found = [layer for layer in layers(load_model(model).name) if tensor in ("", layer.tensor)]
         if not found:

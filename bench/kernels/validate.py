@@ -81,6 +81,15 @@ def _kernel(c: Compared) -> str:
     return c.label.partition("/")[2]
 
 
+def calibrated_generations(measurements: Sequence[Measurement]) -> list[Pair]:
+    """Generations beside what the probe predicted, which has seen none of them."""
+    return [
+        replace(_generation(m), predicted_s=float(m.facts["calibrated_s"]))
+        for m in measurements
+        if _has_prediction(m) and m.facts.get("calibrated_s")
+    ]
+
+
 def _has_prediction(m: Measurement) -> bool:
     return m.suite == "generate" and not m.refused and bool(m.facts.get("predicted_s"))
 

@@ -12,7 +12,7 @@ import torch
 from bench.kernels.check import check
 from bench.kernels.contest import Bench, Contestant
 from bench.kernels.prepare import prepare, rotation
-from bench.kernels.subjects import Subject, default_subjects, subject
+from bench.kernels.subjects import AIMED, Subject, default_subjects, subject
 from bench.timing import event_s
 from perfmodel.errors import UsageError
 
@@ -31,7 +31,7 @@ EMPTY_LAUNCHES = 1000
 
 def probe(bench: Bench) -> None:
     """Everything that is not in the results yet, most important first."""
-    for part in (bandwidths, matrix_products, launches, decoding):
+    for part in (bandwidths, matrix_products, launches, decoding, empty_kernels):
         for contestants in part(bench):
             waiting = [c for c in contestants if not bench.results.is_done(_key(bench, c))]
             if waiting:
@@ -113,7 +113,7 @@ def matrix_products(bench: Bench) -> Iterator[list[Contestant]]:
 def launches(bench: Bench) -> Iterator[list[Contestant]]:
     """What a call costs that has nothing to do."""
     if bench.is_cuda:
-        one = torch.zeros(1, device="cuda")
+        one = torch.zeros(1, device="cuda", dtype=torch.int32)
         yield [_launch("graph", lambda _: one.zero_()), _eager_launch(one)]
         return
     import numpy as np
@@ -128,6 +128,22 @@ def launches(bench: Bench) -> Iterator[list[Contestant]]:
         _launch("threads", lambda _: probe_cpu.nothing(cells)),
         _launch("torch", lambda _: one.zero_()),
     ]
+
+
+def empty_kernels(bench: Bench) -> Iterator[list[Contestant]]:
+    """A Triton kernel in a graph, each after the one before; on Hopper also overlapping it."""
+    if not bench.is_cuda:
+        return
+    from bench.gpu.rates import nothing
+
+    one = torch.zeros(1, device="cuda", dtype=torch.int32)
+    found = [_launch("graph-triton", lambda _: nothing[(1,)](one, OVERLAP=False, num_warps=1))]
+    if torch.cuda.get_device_capability() >= (9, 0):
+        options = {"num_warps": 1, "launch_pdl": True}
+        found.append(
+            _launch("graph-overlapped", lambda _: nothing[(1,)](one, OVERLAP=True, **options))
+        )
+    yield found
 
 
 def _eager_launch(one: torch.Tensor) -> Contestant:
@@ -153,7 +169,7 @@ def _launch(mode: str, call: Callable[[int], object]) -> Contestant:
 
 def decoding(bench: Bench, names: Sequence[str] = ()) -> Iterator[list[Contestant]]:
     """GEMV per subject on weights that stay in the cache: what decoding alone allows."""
-    for name in names or default_subjects(bench.environment.kind):
+    for name in names or _decoded(bench):
         asked = subject(name)
         if asked.batch > 1 or asked.part == "csr":
             continue
@@ -165,6 +181,11 @@ def decoding(bench: Bench, names: Sequence[str] = ()) -> Iterator[list[Contestan
         except UsageError as error:
             line = {"kind": "skipped", "name": f"decode {name}", "reason": str(error)}
             bench.results.add_line(line)
+
+
+def _decoded(bench: Bench) -> Sequence[str]:
+    """A GPU's time is short: what is predicted there, and not every option of a kernel."""
+    return AIMED if bench.is_cuda else default_subjects(bench.environment.kind)
 
 
 def _rows_in_cache(bench: Bench, asked: Subject) -> int:

@@ -8,14 +8,16 @@ from bench.folder import LINES, read_environments, read_lines, read_measurements
 from bench.kernels.predicted import compare
 from bench.probe.host import hardware_of
 from bench.report.content import report_of
-from bench.report.files import as_csv_text, as_markdown_text
+from bench.report.files import as_csv_text, as_json_text, as_markdown_text
 from bench.report.page import as_html
 from bench.report.past import history_section
 from bench.report.sections import Report
 from perfmodel.errors import UsageError
 from perfmodel.output import text_sink
 
-WRITERS = {".html": as_html, ".md": as_markdown_text, ".csv": as_csv_text}
+WRITERS = {
+    ".html": as_html, ".md": as_markdown_text, ".csv": as_csv_text, ".json": as_json_text,
+}  # fmt: skip
 
 
 def cmd_report(args: argparse.Namespace) -> int:
@@ -45,8 +47,8 @@ def read_report(folder: Path, *, history: Path | None, device: str | None) -> Re
     return report_of(
         environments,
         compare(measurements, hardware),
-        [m for m in measurements if m.suite == "generate"],
-        [line for line in read_lines(folder / LINES) if line["kind"] == "skipped"],
+        measurements,
+        read_lines(folder / LINES),
         hardware,
         history_section(history, chosen) if history else None,
     )

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.account import findings
+from bench.aims import Facts, aim_rows, aims_table
 from bench.environment import Environment
 from bench.generate.view import generate_table, paper_table
 from bench.kernels.predicted import Compared, usable
@@ -23,20 +25,28 @@ BASELINES = {"over_fp16": "the fastest FP16", "over_gptq": "GPTQ of as many bits
 def report_of(
     environments: Sequence[Environment],
     compared: Sequence[Compared],
-    generations: Sequence[Measurement],
-    skipped: Sequence[Mapping[str, Any]],
+    measurements: Sequence[Measurement],
+    lines: Sequence[Mapping[str, Any]],
     hardware: HardwareSpec,
     history: Section | None,
 ) -> Report:
     """Everything that was measured on one device, the environment first, what failed last."""
     results = usable(compared)
     refused = [c.measurement for c in compared if c.measurement.refused]
+    generations = [m for m in measurements if m.suite == "generate"]
+    skipped = [line for line in lines if line["kind"] == "skipped"]
+    commands = [str(line["command"]) for line in lines if line["kind"] == "command"]
+    facts = Facts(
+        hardware=hardware, compared=results, generations=generations, lines=[*map(dict, lines)]
+    )
     sections = [
         environment_section(environments),
+        aims_section(facts) if environments[-1].kind == "cuda" else None,
         probe_section(hardware),
         *(kernel_sections(results, hardware) if results else []),
         errors_section(compared, generations, hardware) if results else None,
         generation_section(generations),
+        findings_section(lines, measurements),
         history,
         refused_section(refused, skipped),
     ]
@@ -44,8 +54,22 @@ def report_of(
     return Report(
         title=f"{hardware.name}: predicted and measured",
         subtitle=f"{len(results)} kernels and {len(generations)} generations, {dates[-1]}",
+        command="; ".join(dict.fromkeys(commands)),
         sections=tuple(section for section in sections if section),
     )
+
+
+def aims_section(facts: Facts) -> Section:
+    """What was to be reached."""
+    return Section(key="aims", title="Aims", tables=(aims_table(aim_rows(facts)),))
+
+
+def findings_section(
+    lines: Sequence[Mapping[str, Any]], measurements: Sequence[Measurement]
+) -> Section | None:
+    """Checks, rates, launches, tuning, the quantizer."""
+    tables = tuple(findings(lines, measurements))
+    return Section(key="findings", title="Checks and rates", tables=tables) if tables else None
 
 
 def environment_section(environments: Sequence[Environment]) -> Section:

@@ -1,4 +1,6 @@
-"""The report as Markdown and as CSV."""
+"""The report as Markdown, as CSV and as JSON."""
+
+import json
 
 from bench.report.sections import Report
 from perfmodel.show.tables import as_csv, as_markdown
@@ -22,3 +24,16 @@ def as_csv_text(report: Report) -> str:
         for line, row in enumerate(table.rows)
         for key, value in row.items()
     )
+
+
+def as_json_text(report: Report) -> str:
+    """Rows of every table by section, raw values, under the command that measured them."""
+    document = {
+        "schema": "memwall.report/1", "title": report.title, "subtitle": report.subtitle,
+        "command": report.command,
+        "sections": {
+            section.key: [row for table in section.tables for row in table.rows]
+            for section in report.sections
+        },
+    }  # fmt: skip
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"

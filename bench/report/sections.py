@@ -35,4 +35,5 @@ class Report:
 
     title: str
     subtitle: str
+    command: str  # that measured it
     sections: tuple[Section, ...]

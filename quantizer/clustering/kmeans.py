@@ -16,7 +16,7 @@ from quantizer.clustering.kmeans_rows import solve_rows
 from quantizer.clustering.kmeans_torch import solve_batch
 
 MODES = ("exact", "fast")
-CHUNK_WEIGHTS = 1 << 21  # weights sorted and solved at a time
+CHUNK_WEIGHTS = 1 << 21  # weights sorted and solved at a time on a CPU
 SAMPLE_STEP = 16  # fast mode: every so many rows are solved exactly to know the gap
 
 
@@ -45,6 +45,8 @@ def cluster_rows(
     weights = torch.ones_like(values) if weights is None else weights
     _check(values, weights, entries, mode)
     rows_at_once = max(1, CHUNK_WEIGHTS // values.shape[1])
+    if values.device.type != "cpu":  # there `solve_batch` cuts to size, and launches are dear
+        rows_at_once = values.shape[0]
     parts = [
         _solve(v, w, entries, exact=mode == "exact")
         for v, w in zip(values.split(rows_at_once), weights.split(rows_at_once), strict=True)

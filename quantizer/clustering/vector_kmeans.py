@@ -46,7 +46,7 @@ def nearest(points: Tensor, metric: Tensor, tables: Tensor) -> Tensor:
 def _fit(points: Tensor, metric: Tensor, entries: int, seeds: str, rounds: int) -> Tensor:
     choose = _plus_plus if seeds == "kmeans++" else _evenly_spaced
     tables = choose(points, metric, entries)
-    codes = torch.empty(0)
+    codes = torch.empty(0, device=points.device)
     for _ in range(rounds):
         before, codes = codes, nearest(points, metric, tables)
         if torch.equal(before, codes):

@@ -50,14 +50,14 @@ def fisher_statistics(
     predicted = _predictions(ids)
     for name, x, d in _layers_backward(model, ids, blocks, progress):
         square = _token_square(x, d, predicted) if token else (d.T @ x).square()
-        sums[name] += square.cpu()
+        sums[name] += square.to(sums[name].device)
     if token:
         for total in sums.values():
             total.div_(ids.shape[0] * predicted)
     for name, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise SettingsError(f"Fisher information of {name} is not finite; use float32 or bf16")
-    return sums
+    return {name: total.cpu() for name, total in sums.items()}
 
 
 def change_losses(
@@ -119,11 +119,22 @@ def _token_square(x: Tensor, d: Tensor, predicted: int) -> Tensor:
 
 
 def _zeros(blocks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    return {
-        f"{prefix}.{name}.weight": torch.zeros(module.weight.shape)
+    """Beside the weights where the sums take no more than half of the room that is left there.
+
+    A sum on the CPU costs a copy of every gradient of every sequence.
+    """
+    weights = {
+        f"{prefix}.{name}.weight": module.weight
         for prefix, block in blocks.items()
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
+    }
+    needed = 4 * sum(weight.numel() for weight in weights.values())
+    beside = all(weight.is_cuda for weight in weights.values())
+    beside = beside and 2 * needed < torch.cuda.mem_get_info()[0]
+    return {
+        name: torch.zeros(weight.shape, device=weight.device if beside else "cpu")
+        for name, weight in weights.items()
     }
 
 

@@ -11,8 +11,9 @@ from bench import everything
 from bench.account import account, failures
 from bench.cli import main
 from bench.cores import cores_allowed
-from bench.everything import Job, Stage, plan, run, run_job
+from bench.everything import Job, Stage, run, run_job
 from bench.folder import LINES, ResultsFolder, read_lines
+from bench.plan import plan
 from perfmodel.errors import UsageError
 from perfmodel.show.tables import as_text
 
@@ -140,15 +141,15 @@ def test_an_interrupt_ends_the_job_too(tmp_path, monkeypatch):
     assert waits[0].returncode == -9
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_the_plan_begins_with_the_probe_and_names_no_job_twice(kind):
+@pytest.mark.parametrize(("kind", "first"), [("cpu", "probe --device cpu"), ("cuda", "rates")])
+def test_the_plan_begins_with_the_roofs_and_names_no_job_twice(kind, first):
     names = [job.name for stage in plan(kind) for job in stage.jobs]
-    assert names[0] == f"probe --device {kind}"
+    assert names[0] == first
     assert len(set(names)) == len(names)
 
 
 def test_timing_jobs_run_alone():
-    assert [stage.name for stage in plan("cuda") if stage.width > 1] == ["check"]
+    assert [stage.name for stage in plan("cuda") if stage.width > 1] == ["check", "sanitize"]
 
 
 def test_the_plan_can_be_read_beforehand(capsys):
@@ -159,11 +160,19 @@ def test_the_plan_can_be_read_beforehand(capsys):
 
 def test_every_command_of_the_plan_is_one_that_the_command_line_knows():
     from bench.cli import build_parser
+    from bench.gpu.__main__ import STAGES
+    from bench.kernels.subjects import subject
+    from bench.kernels.suite import choose_layers
 
     for stage in (*plan("cpu", threads=1), *plan("cuda")):
         for job in stage.jobs:
             if job.module == "bench":
-                build_parser().parse_args([*job.arguments, "--out", "x"])
+                args = build_parser().parse_args([*job.arguments, "--out", "x"])
+                if job.arguments[0] == "kernels":
+                    assert choose_layers(args.layers)
+                    assert all(subject(name).weights for name in args.subjects or ())
+            else:
+                assert job.arguments[0] in STAGES
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,19 @@
 """Timing kernels and peers: checked first, in turn, kept once; what cannot run says why."""
 
 import pytest
-import torch
 
 from bench.environment import this_environment
 from bench.folder import LINES, ResultsFolder, read_lines, read_measurements
-from bench.kernels import contest, peers
+from bench.kernels import contest
 from bench.kernels import measure as kernels
 from bench.kernels.contest import Bench
 from bench.kernels.measure import Case, measure_case, measure_layer
-from bench.kernels.peers import PEERS, problem
 from bench.kernels.predicted import compare
 from bench.kernels.subjects import subject
 from bench.kernels.suite import Layer
 from bench.kernels.tables import kernels_output
+from bench.peers import contest as peers
+from bench.peers.table import PEERS
 from bench.probe.host import hardware_of
 from bench.timing import StopRule
 from perfmodel.output import render
@@ -57,7 +57,7 @@ def test_a_wrong_kernel_is_not_timed(bench, tmp_path, monkeypatch):
 
 
 def test_what_does_not_run_here_leaves_the_reason(bench, tmp_path):
-    humming = next(peer for peer in PEERS if peer.name == "humming")
+    humming = next(peer for peer in PEERS if peer.name == "humming-int4")
     measure_layer(bench, LAYER, [subject("squeezellm-w4-u7:int")], peers=(humming,))
     reasons = [line.get("reason") for line in read_lines(tmp_path / LINES)]
     assert "humming: does not run on a CPU here" not in reasons  # the name has its own field
@@ -78,21 +78,6 @@ def test_refused_samples_are_taken_again_and_then_kept_as_refused(bench, tmp_pat
     assert rounds == [1, 1]
     assert found.refused == "unsteady"
     assert not ResultsFolder(tmp_path).is_done(found.key)  # the next run tries again
-
-
-def test_torch_int4_computes_the_same_product_as_our_gptq_weight():
-    loaded = TORCH_INT4.load((64, 256), "cpu")
-    x = torch.randn(1, 256).half()
-    expected = x.double() @ loaded.values.double().T
-    found = loaded.run(x, loaded.weights).double()
-    assert float((found - expected).norm() / expected.norm()) < 1e-3
-
-
-def test_a_peer_that_is_not_installed_says_so():
-    gemlite = next(peer for peer in PEERS if peer.name == "gemlite-int4")
-    assert problem(gemlite, "cpu") == "does not run on a CPU here"
-    if not peers.importlib.util.find_spec("gemlite"):
-        assert problem(gemlite, "cuda") == "gemlite is not installed"
 
 
 def test_ratios_are_against_the_fastest_unquantized_kernel_and_gptq_of_as_many_bits():

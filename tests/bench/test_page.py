@@ -38,7 +38,7 @@ def report():
         key="one", title="One & only", prose=("x < y",), drawings=(drawing(), drawing()),
         tables=(table,),
     )  # fmt: skip
-    return Report(title="Results of <a6000>", subtitle="2 & 3", sections=(section,))
+    return Report(title="Results of <a6000>", subtitle="2 & 3", command="x", sections=(section,))
 
 
 class Elements(HTMLParser):

@@ -78,7 +78,7 @@ def test_the_report_holds_every_number_with_its_place(results):
     assert "is not installed" in page
     assert len(page) < 1_000_000
     markdown = (folder / "report.md").read_text()
-    row = next(line for line in markdown.splitlines() if "squeezellm-w3 |" in line)
+    row = next(line for line in markdown.splitlines() if "| squeezellm-w3 |" in line)
     assert "| 4.00 | 1.33 |" in row  # 60 / 15 over FP16, 20 / 15 over GPTQ
     cells = (folder / "report.csv").read_text()
     assert "speed-ups,0," in cells

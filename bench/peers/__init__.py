@@ -1,0 +1,1 @@
+"""Kernels of other projects: how each is called, tried alone, timed with ours, and carried."""
