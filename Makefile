@@ -31,6 +31,10 @@ $(VENV)/.test: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[quantizer,dist,bench,parquet,test,lint]'
 	@touch $@ $(VENV)/.base
 
+$(VENV)/.peers: $(VENV)/.test
+	$(PIP) -e '.[peers]'
+	@touch $@
+
 setup: $(VENV)/.test
 	$(PY) -m pre_commit install
 
@@ -47,7 +51,7 @@ check: $(VENV)/.test
 test: $(VENV)/.test
 	$(PY) -m pytest -n auto --dist worksteal
 
-bench: $(VENV)/.test
+bench: $(VENV)/.peers
 	$(PY) -m pytest bench --benchmark-disable-gc
 
 docs: $(VENV)/.test

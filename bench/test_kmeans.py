@@ -99,7 +99,7 @@ def rows_per_cpu_s(solve, values, weights, entries):
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_kmeans(benchmark, capsys, solver, entries, name):
     if solver in MODULES and find_spec(solver) is None:
-        pytest.skip(f"{MODULES[solver]} is not installed; pip install {MODULES[solver]}")
+        pytest.skip(f"{MODULES[solver]} is not installed; `make bench` installs it")
     solve = SOLVERS[solver]
     values, weights = data(name, ROWS[solver])
     centroids = solve(values, weights, entries)  # and compile

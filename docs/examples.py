@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/model.md", "docs/formats.md", "docs/forecast.md")
+PAGES = ("README.md", "docs/predict.md", "docs/model.md", "docs/formats.md", "docs/forecast.md")
 BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.MULTILINE | re.DOTALL)
 RUNNABLE = ("python -m perfmodel", "printf ")
 

@@ -11,7 +11,8 @@ from kernels.csr_spmv import ROW_BLOCK
 from kernels.fp16_gemv import BLOCK as FP16_BLOCK
 from kernels.launch import ROWS
 from kernels.layouts.bilevel import BITS as BILEVEL_BITS
-from kernels.layouts.codes import DEFAULT_TILE_CODES, K_ALIGN, codes_per_group
+from kernels.layouts.codebook import REGISTER_BITS
+from kernels.layouts.codes import BITS, DEFAULT_TILE_CODES, K_ALIGN, codes_per_group
 from kernels.layouts.vector import FORMS, table_block
 from kernels.lut_csr_fused import sparse_constants
 from kernels.lut_gemm import ROWS as GEMM_ROWS
@@ -19,10 +20,12 @@ from kernels.lut_gemm import STEP as GEMM_STEP
 from kernels.plan import (
     BILEVEL_PACK,
     GEMM_REGISTERS,
+    GEMM_TOKENS,
     VECTOR_PACK,
     WARP,
     bilevel_constants,
     exact_constants,
+    gather_constants,
     grouped_constants,
     int_constants,
     mma_constants,
@@ -111,11 +114,13 @@ def kernel_cases(arch: int) -> tuple[KernelCase, ...]:
         for kind, bits in (("fp16", 2), ("fp16", 3), ("fp16", 4), ("u7", 4))
         for tokens in (8, 16)
     ]
-    uniform = [_uniform(path, bits) for path in _X for bits in (2, 3, 4, 8)]
-    uniform += [_grouped(bits) for bits in (2, 3, 4, 8)]
+    gemms += [_gemm("uniform", bits, GEMM_TOKENS.get(bits, 16)) for bits in (5, 6, 7)]
+    uniform = [_uniform(path, bits) for path in _X for bits in BITS]
+    uniform += [_grouped(bits) for bits in BITS]
     vectors = [_vector(dim, bits) for dim, bits in FORMS]
     vectors += [_bilevel(bits, sparse) for bits in BILEVEL_BITS for sparse in (False, True)]
-    return (*luts, _gather(), *fused, *gemms, *uniform, *vectors, _fp16(), _csr_rows())
+    gathers = [_gather(bits) for bits in BITS if bits not in REGISTER_BITS]
+    return (*luts, *gathers, *fused, *gemms, *uniform, *vectors, _fp16(), _csr_rows())
 
 
 def _lut(path: str, kind: str, bits: int) -> KernelCase:
@@ -144,16 +149,16 @@ def _fused(path: str, kind: str, bits: int) -> KernelCase:
     )
 
 
-def _gather() -> KernelCase:
+def _gather(bits: int) -> KernelCase:
     signature = {**_types("words_ptr", "codes_ptr", *_OUTPUT), "table_ptr": "*fp16"}
     return KernelCase(
-        name="lut8-fp16-exact",
+        name=f"lut{bits}-fp16-exact",
         module="kernels.lut_gemv",
         function="gather_gemv",
-        weight_bits=8,
-        weights_per_iteration=ROWS * DEFAULT_TILE_CODES[8],
+        weight_bits=bits,
+        weights_per_iteration=ROWS * DEFAULT_TILE_CODES[bits],
         signature=signature,
-        constexprs=_geometry(8),
+        constexprs={**_geometry(bits), **gather_constants(bits)},
         divisible=_pointers(signature),
         invariants={"FFMA": 1.0},
         least_share=_ALWAYS,
@@ -161,10 +166,12 @@ def _gather() -> KernelCase:
 
 
 def _gemm(kind: str, bits: int, tokens: int) -> KernelCase:
+    uniform = kind == "uniform"
+    kernel = f"uniform{bits}" if uniform else f"lut{bits}-{kind}"
     signature = _types("words_ptr", *_TABLE, *_OUTPUT)
     signature = {"x_ptr": signature.pop("words_ptr"), **signature, "M": "i32"}
     return KernelCase(
-        name=f"lut{bits}-{kind}-gemm{tokens}",
+        name=f"{kernel}-gemm{tokens}",
         module="kernels.lut_gemm",
         function="lut_gemm_kernel",
         signature=signature,
@@ -172,7 +179,7 @@ def _gemm(kind: str, bits: int, tokens: int) -> KernelCase:
         constexprs={**_geometry(bits), **mma_constants(kind, bits, tokens)},
         weight_bits=bits,
         weights_per_iteration=GEMM_ROWS * GEMM_STEP * codes_per_group(bits),
-        invariants={"PRMT": _EXACT_PRMT[kind, bits]},
+        invariants={"PRMT": 0.5 if uniform else _EXACT_PRMT[kind, bits]},
         least_share=_ALWAYS,
         maxnreg=GEMM_REGISTERS,
     )
@@ -228,10 +235,10 @@ def _uniform(path: str, bits: int) -> KernelCase:
 
 
 def _uniform_invariants(path: str, bits: int) -> dict[str, float]:
-    """Two FMAs per pair, one decodes and one multiplies; 8-bit codes take a PRMT per pair."""
+    """Two FMAs per pair, one decodes and one multiplies; wide codes take a PRMT per pair."""
     if path == "int":
         return {"IDP": 0.5}
-    return {"PRMT": 0.5} if bits == 8 else {"HFMA2": 1.0}
+    return {"PRMT": 0.5} if bits > 4 else {"HFMA2": 1.0}
 
 
 def _grouped(bits: int) -> KernelCase:

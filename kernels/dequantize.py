@@ -9,12 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.device import byte_quad
 from kernels.launch import start
-from kernels.layouts.codebook import LutWeight, check_lut
+from kernels.layouts.codebook import REGISTER_BITS, LutWeight, check_lut
 from kernels.layouts.codes import PackedCodes, words_per_group
 from kernels.layouts.sparse import CsrWeight
 from kernels.layouts.uniform import UniformWeight, check_uniform
-from kernels.plan import decode_constants
+from kernels.plan import decode_constants, gather_constants
 
 BLOCK = 128  # groups per program
 
@@ -102,21 +103,30 @@ def _store(
 
 @triton.jit
 def gather_dequantize_kernel(
-    codes_ptr, table_ptr, out_ptr, FULL: tl.constexpr, TAIL: tl.constexpr, T: tl.constexpr
+    codes_ptr, table_ptr, out_ptr, FULL: tl.constexpr, TAIL: tl.constexpr, T: tl.constexpr,
+    BITS: tl.constexpr, WORDS: tl.constexpr, QUADS: tl.constexpr, SPLIT: tl.constexpr,
+    FIELDS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (N, tiles). 8-bit codes, table (N, 256) FP16; out: (N, padded K) FP16."""
+    """Grid (N, tiles). Codes of 5 to 8 bits, table (N, 2**BITS) FP16; out: (N, padded K) FP16."""
     TOTAL: tl.constexpr = FULL * T + TAIL
     row, tile = tl.program_id(0), tl.program_id(1)
     lanes = tl.arange(0, T)
     groups = T
     if tile == FULL:
         groups = TAIL
-    word = tl.load(codes_ptr + row * TOTAL + tile * T + lanes, mask=lanes < groups, other=0)
-    out = out_ptr + row.to(tl.int64) * (4 * TOTAL) + tile * (4 * T) + 2 * lanes
-    for slot in tl.static_range(4):
-        entry = tl.load(table_ptr + row * 256 + ((word >> (8 * slot)) & 0xFF))
-        where = out + 2 * (slot // 2) * groups + slot % 2
-        tl.store(where, entry, mask=lanes < groups)
+    inside = lanes < groups
+    tile_codes = codes_ptr + row * (TOTAL * WORDS) + tile * (T * WORDS)
+    words = ()
+    for plane in tl.static_range(WORDS):
+        word = tl.load(tile_codes + plane * groups + lanes, mask=inside, other=0)
+        words = words + (word,)
+    out = out_ptr + row.to(tl.int64) * (4 * QUADS * TOTAL) + tile * (4 * QUADS * T) + 2 * lanes
+    for quad in tl.static_range(QUADS):
+        codes = byte_quad(words, quad, SPLIT, FIELDS)
+        for byte in tl.static_range(4):
+            entry = tl.load(table_ptr + (row << BITS) + ((codes >> (8 * byte)) & 0xFF))
+            where = out + 2 * (2 * quad + byte // 2) * groups + byte % 2
+            tl.store(where, entry, mask=inside)
 
 
 def dequantize(weight: LutWeight | UniformWeight, sparse: CsrWeight | None = None) -> Tensor:
@@ -129,7 +139,7 @@ def dequantize(weight: LutWeight | UniformWeight, sparse: CsrWeight | None = Non
     out = torch.empty(shape, dtype=torch.float16, device=codes.words.device)
     if isinstance(weight, LutWeight):
         check_lut(weight)
-        if codes.bits == 8:
+        if codes.bits not in REGISTER_BITS:
             _start_gather(weight, out)
         else:
             book = weight.codebook
@@ -180,6 +190,7 @@ def _start_gather(weight: LutWeight, out: Tensor) -> None:
         TAIL=codes.tail_groups,
         T=codes.tile_groups,
         num_warps=1,
+        **gather_constants(codes.bits),
     )
 
 

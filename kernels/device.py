@@ -27,6 +27,30 @@ def load_words(ptr, lanes, LIMIT: tl.constexpr, T: tl.constexpr, COUNT: tl.const
 
 
 @triton.jit
+def _part(
+    words, WORD: tl.constexpr, LOW: tl.constexpr, WIDTH: tl.constexpr, BIT: tl.constexpr
+):  # fmt: skip
+    """WIDTH bits of four codes, in the place that they have in a code."""
+    MASK: tl.constexpr = ((1 << WIDTH) - 1) * 0x01010101
+    return ((words[WORD] >> BIT) & MASK) << LOW
+
+
+@triton.jit
+def byte_quad(words, QUAD: tl.constexpr, SPLIT: tl.constexpr, FIELDS: tl.constexpr):
+    """Four codes of 5 to 8 bits as the bytes of a word; SPLIT, FIELDS: `plan.gather_constants`."""
+    if SPLIT == 1:  # whole bytes
+        quad = words[QUAD]
+    else:
+        quad = tl.zeros_like(words[0])
+        for part in tl.static_range(QUAD * SPLIT, (QUAD + 1) * SPLIT):
+            quad |= _part(
+                words, FIELDS[4 * part], FIELDS[4 * part + 1], FIELDS[4 * part + 2],
+                FIELDS[4 * part + 3],
+            )  # fmt: skip
+    return quad
+
+
+@triton.jit
 def load_table(table_ptr, row, COUNT: tl.constexpr):
     """The COUNT words of a row's table, in vector registers (see HIDE_UNIFORMITY)."""
     words = ()

@@ -1,6 +1,6 @@
 """Which kernel multiplies M tokens with a weight: a plain rule, no search.
 
-tokens   LUT of 2..4 bits, uniform per row    8-bit LUT, groups, act-order
+tokens   LUT of 2..4 bits, uniform per row    LUT of 5..8 bits, groups, act-order
 1        GEMV, fused with the sparse part     GEMV (+ sparse SpMV)
 2..16    GEMM, decoding once (+ sparse SpMM)  dequantize (+ sparse), matmul
 more     dequantize (+ sparse), matmul        dequantize (+ sparse), matmul
@@ -17,7 +17,7 @@ from kernels.configs import gemm_tokens
 from kernels.csr_spmv import csr_spmm, csr_spmv
 from kernels.dequantize import dequantize
 from kernels.layouts.bilevel import BilevelWeight
-from kernels.layouts.codebook import LutWeight
+from kernels.layouts.codebook import REGISTER_BITS, LutWeight
 from kernels.layouts.sparse import CsrWeight
 from kernels.layouts.uniform import UniformWeight
 from kernels.layouts.vector import VectorWeight
@@ -39,7 +39,7 @@ def paths(weight: Weight) -> tuple[str, ...]:
     if isinstance(weight, UniformWeight):
         has_int = weight.group_size >= weight.codes.columns and weight.act_order != "gather"
     else:
-        has_int = isinstance(weight, LutWeight) and weight.codes.bits < 8
+        has_int = isinstance(weight, LutWeight) and weight.codes.bits in REGISTER_BITS
         has_int = has_int and weight.codebook.kind != "sym"
     return ("exact", "int") if has_int else ("exact",)
 
@@ -93,16 +93,16 @@ def _gemv(
         return uniform_gemv(x, weight, path=path, counters=counters)
     if sparse is None:
         return lut_gemv(x, weight, path=path, counters=counters)
-    if weight.codes.bits < 8:
+    if weight.codes.bits in REGISTER_BITS:
         return lut_csr_gemv(x, weight, sparse, path=path, counters=counters)
-    rows = weight.shape[0]
-    y = lut_gemv(x, weight, counters=counters, out=torch.empty(rows, device=x.device))
+    y = torch.empty(weight.shape[0], device=x.device)
+    lut_gemv(x, weight, path=path, counters=counters, out=y)
     return (y + csr_spmv(x, sparse, out=torch.empty_like(y))).to(x.dtype)
 
 
 def _has_gemm(weight: Weight) -> bool:
     if isinstance(weight, LutWeight):
-        return weight.codes.bits < 8 and weight.codebook.kind != "int16"
+        return weight.codes.bits in REGISTER_BITS and weight.codebook.kind != "int16"
     if not isinstance(weight, UniformWeight):
         return False
     return weight.group_size >= weight.codes.columns and weight.act_order is None

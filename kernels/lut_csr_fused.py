@@ -24,7 +24,7 @@ from kernels.launch import (
     tiling,
     workspace,
 )
-from kernels.layouts.codebook import LutWeight, check_lut, dequantize_lut
+from kernels.layouts.codebook import REGISTER_BITS, LutWeight, check_lut, dequantize_lut
 from kernels.layouts.sparse import CsrWeight, check_csr, dequantize_csr
 from kernels.lut_gemv import lut_constants
 from kernels.sparse_device import DENSE_SLICE, SPARSE_BLOCK, dense_program, sparse_rows, store_group
@@ -174,7 +174,7 @@ def lut_csr_gemv(
 def _check_pair(x: Tensor, weight: LutWeight, sparse: CsrWeight) -> None:
     check_lut(weight)
     check_csr(sparse)
-    check_choice("bits of a fused weight", weight.codes.bits, (2, 3, 4))
+    check_choice("bits of a fused weight", weight.codes.bits, REGISTER_BITS)
     shape = (weight.shape[1],)
     check_tensor("x", x, dtype=torch.float16, shape=shape, device=weight.device)
     if sparse.shape != weight.shape or sparse.device != weight.device:

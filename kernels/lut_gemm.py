@@ -14,9 +14,9 @@ from torch import Tensor
 from kernels.checks import check_choice, check_tensor, fail
 from kernels.device import arrive
 from kernels.launch import activation_words, check_aligned, fitting_parts, start
-from kernels.layouts.codebook import LutWeight, check_lut
+from kernels.layouts.codebook import REGISTER_BITS, LutWeight, check_lut
 from kernels.layouts.uniform import UniformWeight, check_uniform
-from kernels.plan import GEMM_REGISTERS, mma_constants
+from kernels.plan import GEMM_REGISTERS, GEMM_TOKENS, mma_constants
 
 MAX_TOKENS = 16
 ROWS = 16  # rows of the weight per program
@@ -59,9 +59,8 @@ def _add_step(
     operands = _load(upper_ptr + group, inside, LIMIT, WORDS, RAGGED)
     operands = operands + _load(lower_ptr + group, inside, LIMIT, WORDS, RAGGED)
     for block in tl.static_range(TOKEN_BLOCKS):
-        mine = token + 8 * block
-        x = x_ptr + mine * X_ROW + group
-        operands = operands + _load(x, inside & (mine < M), LIMIT, PAIRS, True)
+        mine = tl.minimum(token + 8 * block, M - 1)  # past the end: a product that is not stored
+        operands = operands + _load(x_ptr + mine * X_ROW + group, inside, LIMIT, PAIRS, RAGGED)
     operands = operands + tables
     for result in tl.static_range(RESULTS):
         operands = operands + (sums[result],)
@@ -198,6 +197,11 @@ def lut_gemm(
     y = torch.empty((tokens, rows), dtype=x.dtype, device=x.device) if out is None else out
     dtypes = (torch.float16, torch.float32)
     check_tensor("out", y, dtype=dtypes, shape=(tokens, rows), device=x.device)
+    most = GEMM_TOKENS.get(codes.bits, MAX_TOKENS)
+    if tokens > most:
+        for some, result in zip(x.split(most), y.split(most), strict=True):
+            lut_gemm(some, weight, out=result, parts=parts, counters=counters)
+        return y
     constants = mma_constants(kind, codes.bits, tokens)
     blocks, steps = -(-rows // ROWS), codes.full_tiles * (codes.tile_groups // STEP)
     parts = fitting_parts(steps, blocks, x.device) if parts is None else parts
@@ -237,6 +241,6 @@ def _operands(weight: LutWeight | UniformWeight) -> tuple[str, Tensor, Tensor]:
         return "uniform", codes.words, weight.scale_zero
     check_lut(weight)
     book = weight.codebook
-    check_choice("bits of a LUT GEMM", codes.bits, (2, 3, 4))
+    check_choice("bits of a LUT GEMM", codes.bits, REGISTER_BITS)
     check_choice("codebook kind", book.kind, ("fp16", "int8", "u7", "sym"))
     return book.kind, book.table, book.table if book.scale is None else book.scale

@@ -2,8 +2,8 @@
 
 `exact` decodes FP16 values and multiplies FP16 activations, in FP16 chains of 16 products promoted
 to FP32. `int` multiplies table bytes with activations in two int8 planes (15 bits against the
-largest of their tile), exactly, in 32-bit integers. 8-bit tables do not fit registers: their kernel
-gathers entries from memory and adds in FP32.
+largest of their tile), exactly, in 32-bit integers. Tables of 5 to 8 bits do not fit registers:
+their kernel gathers entries from memory and adds in FP32.
 
 Relative L2 error of y at K = 4096 against FP64 on the same table (24 rows, interpreter): `exact`
 6e-4 to 9e-4; `int` 2e-5 to 3e-5 for N(0, 1) activations, 2e-4 to 3e-4 when eight of them are 100
@@ -18,7 +18,15 @@ from torch import Tensor
 from kernels.activations import activation_planes
 from kernels.checks import check_choice, check_tensor
 from kernels.configs import int_u7_step
-from kernels.device import exact_rows, four_rows, int_rows, load_words, scale_rows, store_rows
+from kernels.device import (
+    byte_quad,
+    exact_rows,
+    four_rows,
+    int_rows,
+    load_words,
+    scale_rows,
+    store_rows,
+)
 from kernels.launch import (
     activation_words,
     check_parts,
@@ -29,8 +37,8 @@ from kernels.launch import (
     tiling,
     workspace,
 )
-from kernels.layouts.codebook import LutWeight, check_lut, dequantize_lut
-from kernels.plan import exact_constants, int_constants
+from kernels.layouts.codebook import REGISTER_BITS, LutWeight, check_lut, dequantize_lut
+from kernels.plan import exact_constants, gather_constants, int_constants
 
 PATHS = ("exact", "int")
 EXACT_KINDS = ("fp16", "int8", "u7", "sym")
@@ -83,47 +91,56 @@ def int_gemv(
 
 @triton.jit
 def _gather_tile(
-    acc, x_ptr, codes_ptr, table_ptr, lanes, LIMIT: tl.constexpr, T: tl.constexpr
+    sums, words_ptr, codes_ptr, table_ptr, rows, lanes, LIMIT: tl.constexpr, T: tl.constexpr,
+    ROW_WORDS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, QUADS: tl.constexpr,
+    SPLIT: tl.constexpr, FIELDS: tl.constexpr,
 ):  # fmt: skip
-    """Add one row's tile of 8-bit codes: four gathers and FP32 products per word."""
-    word = load_words(codes_ptr, lanes, LIMIT, T, 1)[0]
-    pairs = load_words(x_ptr, lanes, LIMIT, T, 2)
-    for slot in tl.static_range(4):
-        half = (pairs[slot // 2] >> (16 * (slot % 2))).to(tl.int16).to(tl.float16, bitcast=True)
-        entry = tl.load(table_ptr + ((word >> (8 * slot)) & 0xFF))
-        acc += entry.to(tl.float32) * half.to(tl.float32)
-    return acc
+    """Add a tile of the four rows: a gather and an FP32 product per code."""
+    pairs = load_words(words_ptr, lanes, LIMIT, T, 2 * QUADS)
+    out = ()
+    for row in tl.static_range(4):
+        words = load_words(codes_ptr + rows[row] * ROW_WORDS, lanes, LIMIT, T, WORDS)
+        table = table_ptr + (rows[row] << BITS)
+        acc = sums[row]
+        for quad in tl.static_range(QUADS):
+            codes = byte_quad(words, quad, SPLIT, FIELDS)
+            for byte in tl.static_range(4):
+                pair = pairs[2 * quad + byte // 2] >> (16 * (byte % 2))
+                half = pair.to(tl.int16).to(tl.float16, bitcast=True)
+                entry = tl.load(table + ((codes >> (8 * byte)) & 0xFF))
+                acc += entry.to(tl.float32) * half.to(tl.float32)
+        out = out + (acc,)
+    return out
 
 
 @triton.jit
 def gather_gemv(
     words_ptr, codes_ptr, table_ptr, y_ptr, partials_ptr, counters_ptr, N,
     FULL: tl.constexpr, TAIL: tl.constexpr, PARTS: tl.constexpr, T: tl.constexpr,
+    BITS: tl.constexpr, WORDS: tl.constexpr, QUADS: tl.constexpr, SPLIT: tl.constexpr,
+    FIELDS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row groups, parts). 8-bit codes, table (N, 256) FP16; no inline assembly."""
+    """Grid (row groups, parts). Codes of 5 to 8 bits, table (N, 2**BITS) FP16; no assembly."""
     group, part = tl.program_id(0), tl.program_id(1)
-    r0, r1, r2, r3 = four_rows(group, N)
-    ROW_WORDS: tl.constexpr = FULL * T + TAIL
+    rows = four_rows(group, N)
+    ROW_WORDS: tl.constexpr = (FULL * T + TAIL) * WORDS
     PART: tl.constexpr = FULL // PARTS
     lanes = tl.arange(0, T)
-    a = tl.zeros((T,), tl.float32)
-    b, c, d = a, a, a
+    zero = tl.zeros((T,), tl.float32)
+    sums = (zero, zero, zero, zero)
     for step in range(PART):
-        w = codes_ptr + (part * PART + step) * T
-        x = words_ptr + (part * PART + step) * (2 * T)
-        a = _gather_tile(a, x, w + r0 * ROW_WORDS, table_ptr + r0 * 256, lanes, T, T)
-        b = _gather_tile(b, x, w + r1 * ROW_WORDS, table_ptr + r1 * 256, lanes, T, T)
-        c = _gather_tile(c, x, w + r2 * ROW_WORDS, table_ptr + r2 * 256, lanes, T, T)
-        d = _gather_tile(d, x, w + r3 * ROW_WORDS, table_ptr + r3 * 256, lanes, T, T)
+        tile = part * PART + step
+        sums = _gather_tile(
+            sums, words_ptr + tile * (2 * QUADS * T), codes_ptr + tile * (WORDS * T), table_ptr,
+            rows, lanes, T, T, ROW_WORDS, BITS, WORDS, QUADS, SPLIT, FIELDS,
+        )  # fmt: skip
     if TAIL > 0:
         if part == PARTS - 1:
-            w = codes_ptr + FULL * T
-            x = words_ptr + FULL * (2 * T)
-            a = _gather_tile(a, x, w + r0 * ROW_WORDS, table_ptr + r0 * 256, lanes, TAIL, T)
-            b = _gather_tile(b, x, w + r1 * ROW_WORDS, table_ptr + r1 * 256, lanes, TAIL, T)
-            c = _gather_tile(c, x, w + r2 * ROW_WORDS, table_ptr + r2 * 256, lanes, TAIL, T)
-            d = _gather_tile(d, x, w + r3 * ROW_WORDS, table_ptr + r3 * 256, lanes, TAIL, T)
-    values = (tl.sum(a, 0), tl.sum(b, 0), tl.sum(c, 0), tl.sum(d, 0))
+            sums = _gather_tile(
+                sums, words_ptr + FULL * (2 * QUADS * T), codes_ptr + FULL * (WORDS * T), table_ptr,
+                rows, lanes, TAIL, T, ROW_WORDS, BITS, WORDS, QUADS, SPLIT, FIELDS,
+            )  # fmt: skip
+    values = (tl.sum(sums[0], 0), tl.sum(sums[1], 0), tl.sum(sums[2], 0), tl.sum(sums[3], 0))
     store_rows(values, y_ptr, partials_ptr, counters_ptr, group, part, N, PARTS)
 
 
@@ -160,7 +177,7 @@ def lut_gemv(
         planes, block = activation_planes(x, codes)
         args = (planes, block, codes.words, book.table, scale, *common)
         start(int_gemv, grid, *args, **constants)
-    elif codes.bits == 8:
+    elif codes.bits not in REGISTER_BITS:
         args = (activation_words(x, codes), codes.words, book.table, *common)
         start(gather_gemv, grid, *args, **constants)
     else:
@@ -181,6 +198,6 @@ def lut_constants(weight: LutWeight, path: str) -> dict[str, object]:
         step = int_u7_step(weight.device) if kind == "u7" else kind
         return int_constants(step, codes.bits, codes.tile_codes)
     check_choice("codebook kind of the exact path", kind, EXACT_KINDS)
-    if codes.bits == 8:
-        return {}
+    if codes.bits not in REGISTER_BITS:
+        return gather_constants(codes.bits)
     return exact_constants(kind, codes.bits, codes.tile_codes)

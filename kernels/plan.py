@@ -5,13 +5,15 @@ compile the same kernel. Imports no triton.
 """
 
 from kernels import ptx
-from kernels.layouts.codes import codes_per_group, words_per_group
+from kernels.layouts.codes import codes_per_group, quad_parts, words_per_group
 from kernels.layouts.vector import IN_REGISTERS
 from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry_scale
 
 WARP = 32  # lanes; a tile is read by one warp
 GEMM_REGISTERS = 255  # left alone, ptxas stops `lut_gemm_kernel` at 168 and spills
-GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 8: 128}  # groups of codes per warp and step
+GEMM_TOKENS = {5: 8, 7: 8}  # per launch: 16 spill there; 16 at other widths
+# Groups of codes per warp and step.
+GROUPED_BLOCK = {2: 128, 3: 64, 4: 128, 5: 64, 6: 128, 7: 64, 8: 128}
 # Groups of codes per lane and step of the vector kernels, by (dim, bits): at most 32 registers of
 # activations.
 VECTOR_PACK = {
@@ -51,6 +53,18 @@ def decode_constants(kind: str, bits: int) -> dict[str, object]:
         "TEXT": step.text,
         "CONSTRAINTS": step.constraints,
         **_decoded_scaling(kind, bits),
+    }
+
+
+def gather_constants(bits: int) -> dict[str, object]:
+    """Constants of the kernels that look codes of 5 to 8 bits up in memory, one by one."""
+    quads = quad_parts(bits)
+    return {
+        "BITS": bits,
+        "WORDS": words_per_group(bits),
+        "QUADS": len(quads),
+        "SPLIT": len(quads[0]),
+        "FIELDS": tuple(number for parts in quads for part in parts for number in part),
     }
 
 

@@ -4,8 +4,8 @@ Triton numbers the operands of inline assembly outputs first, `pack` registers p
 invocation sees `pack` consecutive groups of a lane. All of them add to one accumulator, which lives
 in element 0; the other elements stay zero and cost nothing once compiled.
 
-A *group* is one 32-bit word of codes (three words at 3 bits); a *pair* is two FP16 values in one
-register (half2); a *quad* is four bytes in one register. Slot order: `layout_codes.slot_bits`.
+A *group* is one 32-bit word of codes or several (`layouts.codes`, as the order of slots); a *pair*
+is two FP16 values in one register (half2); a *quad* is four bytes in one register.
 """
 
 import struct

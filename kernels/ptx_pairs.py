@@ -10,7 +10,7 @@ so that FP16 sums overflow no earlier than with an FP16 table of ordinary weight
 
 import struct
 
-from kernels.ptx_select import lookup, nibble_selectors, spare_word, u7_halves
+from kernels.ptx_select import byte_quads, lookup, nibble_selectors, spare_word, u7_halves
 
 ENTRY_SCALE = 2.0**-9  # of one-byte table entries: keeps entry - centre in +-0.25
 INT8_CENTRE = 128  # int8 entries are stored as the byte entry + 128
@@ -148,16 +148,22 @@ def _require_4(bits: int, kind: str) -> None:
 def _uniform(bits: int, words: list[str], table: list[str]) -> list[list[str]]:
     """h = (q - 2**(bits-1)) * uniform_entry_scale(bits), from bit fields below the exponent."""
     del table
-    scale, centre = uniform_entry_scale(bits), 2 ** (bits - 1)
-    if bits == 8:
-        fma = _affine(scale, -(1024 + centre) * scale)
-        look = f"prmt.b32 h, {words[0]}, 0x64646464, "
-        return [[look + sel, *fma] for sel in ("0x4140", "0x4342")]
+    if bits > 4:
+        return _wide_uniform(bits, words)
     pairs = _fields(bits, words[0])
     if bits == 3:
         pairs = _after(spare_word(words), pairs)
         for word in (words[1], words[2], "e"):
             pairs += _fields(bits, word)
+    return pairs
+
+
+def _wide_uniform(bits: int, words: list[str]) -> list[list[str]]:
+    scale, centre = uniform_entry_scale(bits), 2 ** (bits - 1)
+    fma, pairs = _affine(scale, -(1024 + centre) * scale), []
+    for lines, quad in byte_quads(bits, words):
+        look = f"prmt.b32 h, {quad}, 0x64646464, "
+        pairs += _after(lines, [[look + sel, *fma] for sel in ("0x4140", "0x4342")])
     return pairs
 
 

@@ -7,7 +7,7 @@ has three: `ah`, `am` (both mixed products) and `al`.
 Source: PTX ISA, "Integer Arithmetic Instructions: dp4a".
 """
 
-from kernels.ptx_select import lookup, nibble_selectors, spare_word, u7_halves
+from kernels.ptx_select import byte_quads, lookup, nibble_selectors, spare_word, u7_halves
 
 SIGNED, UNSIGNED = "dp4a.s32.s32", "dp4a.u32.s32"
 
@@ -70,8 +70,8 @@ def _int16(
 
 def _uniform_quads(bits: int, words: list[str]) -> list[tuple[list[str], str]]:
     """Per quad its lines and the register that holds four codes as bytes."""
-    if bits == 8:
-        return [([], words[0])]
+    if bits > 4:
+        return byte_quads(bits, words)
     mask = (2**bits - 1) * 0x01010101
     step = 4 if bits == 3 else bits  # 3-bit codes sit in nibbles
     quads = []

@@ -1,9 +1,14 @@
 """PTX fragments that turn words of codes into PRMT selectors and look up bytes.
 
+Codes of 5 to 8 bits are no selectors: `byte_quads` leaves four of them as the bytes of a word.
+
 Registers used by every fragment: `s` (selectors, low nibbles), `m` (which half of a 16-entry
-table), `e`, `f` (the spare codes at 3 bits), `p`, `q`, `t`, `u`, `v`, `g` (scratch).
+table), `e`, `f` (the spare codes at 3 bits; `e`: a part of wide codes), `L` (a quad of bytes), `p`,
+`q`, `t`, `u`, `v`, `g` (scratch).
 Source: PTX ISA, "Data Movement and Conversion Instructions: prmt".
 """
+
+from kernels.layouts.codes import quad_parts
 
 
 def spare_word(words: list[str]) -> list[str]:
@@ -16,6 +21,29 @@ def spare_word(words: list[str]) -> list[str]:
         f"shr.u32 f, {words[2]}, 1",
         "lop3.b32 e, f, 0x44444444, e, 0xEA",
     ]
+
+
+def byte_quads(bits: int, words: list[str]) -> list[tuple[list[str], str]]:
+    """5 to 8 bits: per quad its lines and the register that then holds four codes as bytes."""
+    if bits == 8:
+        return [([], words[0])]
+    quads = []
+    for parts in quad_parts(bits):
+        lines = []
+        for word, low, width, bit in parts:
+            mask = f"0x{((1 << width) - 1 << low) * 0x01010101:08X}"
+            register = "e" if low else "L"
+            source = words[word] if bit == low else register
+            if bit != low:
+                move = "shr.u32" if bit > low else "shl.b32"
+                lines.append(f"{move} {register}, {words[word]}, {abs(bit - low)}")
+            lines.append(
+                f"lop3.b32 L, {source}, {mask}, L, 0xEA"  # L | part
+                if low
+                else f"and.b32 L, {source}, {mask}"
+            )
+        quads.append((lines, "L"))
+    return quads
 
 
 def nibble_selectors(bits: int, words: list[str]) -> list[list[str]]:

@@ -14,9 +14,10 @@ from perfmodel.errors import PerfmodelError
 from perfmodel.format_names import parse_format
 from perfmodel.formats import BitPolicy, WeightFormat
 from perfmodel.hardware import HardwareSpec, load_hardware
-from perfmodel.models import ModelShape, load_model
+from perfmodel.models import load_model
 from perfmodel.ops import Op, Traffic
 from perfmodel.prediction import Prediction, predict
+from perfmodel.shape import ModelShape
 from perfmodel.stack_files import load_stack
 from perfmodel.stacks import Stack
 from perfmodel.workload import Workload

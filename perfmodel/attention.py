@@ -5,6 +5,7 @@ from perfmodel.ops import Op, Traffic, gemm
 from perfmodel.workload import ELEMENT_BYTES, Pass
 
 SOFTMAX_FLOPS = 5  # per score: scale, running maximum, subtract and exponential, sum, divide
+ALIBI_FLOPS = 2  # per score: slope times distance, added; unfused it rides in the mask's pass
 # Unfused attention touches the score matrix 8 times: written by QK^T; read and written by each of
 # scale, mask and softmax; read by PV. Source: the rule that reproduces SqueezeLLM's 99.7 % and
 # 95.8 % (docs/model.md).
@@ -27,7 +28,7 @@ def _fused(step: Pass) -> tuple[Op, ...]:
             pairs * step.q_dim,
             Traffic(kv_read_bytes=key_bytes, read_bytes=width),
             kind="attention",
-            extra_flops=SOFTMAX_FLOPS * pairs * step.heads,
+            extra_flops=_score_flops(step) * pairs * step.heads,
             merged=("softmax",),
         ),
         gemm(
@@ -63,7 +64,7 @@ def _unfused(step: Pass) -> tuple[Op, ...]:
         Op(
             name="softmax",
             kind="vector",
-            flops=SOFTMAX_FLOPS * pairs * step.heads,
+            flops=_score_flops(step) * pairs * step.heads,
             traffic=Traffic(read_bytes=passes, write_bytes=passes),
         ),
         gemm(
@@ -78,6 +79,10 @@ def _unfused(step: Pass) -> tuple[Op, ...]:
             kind="attention",
         ),
     )
+
+
+def _score_flops(step: Pass) -> int:
+    return SOFTMAX_FLOPS + (ALIBI_FLOPS if step.model.positions == "alibi" else 0)
 
 
 def causal_pairs(step: Pass) -> int:

@@ -3,8 +3,8 @@
 from msgspec.structs import replace
 
 from perfmodel.formats import BitPolicy
-from perfmodel.models import Linear
 from perfmodel.ops import Matrix, Op, Traffic, gemm
+from perfmodel.shape import Linear
 from perfmodel.units import ceil_div
 from perfmodel.workload import ELEMENT_BYTES, Pass
 
@@ -12,12 +12,14 @@ from perfmodel.workload import ELEMENT_BYTES, Pass
 RMS_NORM_FLOPS = 4  # square, add, scale, weight
 LAYER_NORM_FLOPS = 7  # mean 1, variance 3, normalize 2, weight and bias counted with them
 ROPE_FLOPS = 3  # two products and a sum per element
-SILU_GATE_FLOPS = 5  # negate and exponential, add, divide, product with the gate, product with up
-RELU_FLOPS = 1
+ACTIVATION_FLOPS = {
+    "silu": 5,  # negate and exponential, add, divide, product with the gate, product with up
+    "relu": 1,
+    "gelu": 8,  # as the survey counts it (arXiv 2302.14017, section 2)
+}
 RESIDUAL_FLOPS = 1
 
 ROW_SPLIT = ("o_proj", "down_proj")  # split along K; the others along N
-NORMS_PER_BLOCK = 2
 RESIDUALS_PER_BLOCK = 2
 
 
@@ -25,8 +27,9 @@ def block_ops(step: Pass, policy: BitPolicy) -> tuple[Op, ...]:
     """Projections and elementwise ops of one block."""
     linears = tuple(_projection(step, policy, linear) for linear in step.model.linears())
     if step.accounting == "fused":
-        return (*linears, _norm(step, step.rows) * NORMS_PER_BLOCK)
-    unfused = [_norm(step, step.rows) * NORMS_PER_BLOCK, _residual(step) * RESIDUALS_PER_BLOCK]
+        return (*linears, _norm(step, step.rows) * step.model.norms_per_block)
+    norms = _norm(step, step.rows) * step.model.norms_per_block
+    unfused = [norms, _residual(step) * RESIDUALS_PER_BLOCK]
     if step.accounting == "eager":
         unfused.append(_activation(step))
         if step.model.rope:
@@ -53,7 +56,9 @@ def collective_ops(step: Pass) -> tuple[Op, ...]:
         return ()
     hidden_bytes = step.rows * step.model.hidden * ELEMENT_BYTES
     outer = step.accounting != "paper"
-    reduces = 2 * step.model.layers + (1 if outer else 0)
+    # Attention and MLP side by side are added before they are reduced.
+    per_block = 1 if step.model.parallel_mlp else 2
+    reduces = per_block * step.model.layers + (1 if outer else 0)
     logits_bytes = step.batch * step.model.vocab * ELEMENT_BYTES
     gather = (_collective("all_gather", logits_bytes, rounds=1, devices=devices),) if outer else ()
     return (_collective("all_reduce", hidden_bytes, rounds=2, devices=devices) * reduces, *gather)
@@ -104,9 +109,8 @@ def _epilogue(step: Pass, name: str, n: int) -> tuple[int, int, tuple[str, ...]]
     if name in ROW_SPLIT:
         return RESIDUAL_FLOPS * elements, elements, ("residual",)
     if name == "up_proj":
-        if step.model.gated_mlp:
-            return SILU_GATE_FLOPS * elements, elements, ("act",)
-        return RELU_FLOPS * elements, 0, ("act",)
+        gate = elements if step.model.gated_mlp else 0
+        return ACTIVATION_FLOPS[step.model.activation] * elements, gate, ("act",)
     return 0, 0, ()
 
 
@@ -144,9 +148,9 @@ def _rope(step: Pass) -> Op:
 
 def _activation(step: Pass) -> Op:
     elements = step.rows * step.shard(step.model.intermediate)
-    if step.model.gated_mlp:
-        return _elementwise("act", SILU_GATE_FLOPS * elements, 2 * elements, elements)
-    return _elementwise("act", RELU_FLOPS * elements, elements, elements)
+    flops = ACTIVATION_FLOPS[step.model.activation] * elements
+    read = 2 * elements if step.model.gated_mlp else elements
+    return _elementwise("act", flops, read, elements)
 
 
 def _elementwise(name: str, flops: int, read_elements: int, written_elements: int) -> Op:
@@ -162,7 +166,7 @@ def _embedding(step: Pass, policy: BitPolicy) -> Op:
     table_bytes = policy.format_of("embedding").weight_bytes(model.vocab, model.hidden)
     row_bytes = ceil_div(table_bytes, model.vocab)
     width = step.rows * model.hidden
-    positions = 0 if model.rope else width
+    positions = width if model.positions == "learned" else 0
     return Op(
         name="embedding",
         kind="gather",

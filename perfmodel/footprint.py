@@ -54,7 +54,7 @@ def growing_bytes(workload: Workload) -> int:
 def weights_bytes(step: Pass, policy: BitPolicy) -> int:
     """Bytes of everything that is loaded from a checkpoint, on one device."""
     model = step.model
-    block = 2 * model.norm_elements * ELEMENT_BYTES
+    block = model.norms_per_block * model.norm_elements * ELEMENT_BYTES
     for linear in model.linears():
         n, k = shard_shape(step, linear)
         block += policy.format_of(linear.name).weight_bytes(n, k)

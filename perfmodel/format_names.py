@@ -2,10 +2,10 @@
 
 fp16 bf16 fp32                   plain
 w3, w4.85                        ideal: exactly so many bits, nothing else
-rtn-w4[-g128]                    uniform: scale and zero per row or group
+rtn-w4[-g128]                    uniform: scale and zero per row or group; 2 to 8 bits
 gptq-w4[-g128][-act]             the same, -act with the activation order stored
 awq-w4-g128
-kmeans-w4, squeezellm-w3[-s0.45] codebook per row; -s is the sparse share in percent
+kmeans-w4, squeezellm-w3[-s0.45] codebook per row, 2 to 8 bits; -s: sparse share in percent
     [-int8|-u7|-sym]             codebook entries: int8 or 7 bit with a scale, or sign-symmetric
     [-balanced|-hybrid]          start rows, or the ten densest rows apart
 spqr-w3-g16[-s1][-act]           3-bit statistics per group, FP16 statistics per block
@@ -325,7 +325,6 @@ def _as_released(stored: WeightFormat) -> WeightFormat:
 
 _Builder = Callable[[_Words], WeightFormat]
 _WHOLE = tuple(Fraction(bits) for bits in range(2, 9))
-_LOOKUP = tuple(Fraction(bits) for bits in (2, 3, 4, 8))
 _SPQR = tuple(Fraction(bits) for bits in (2, 3, 4))
 _GPTVQ = tuple(Fraction(text) for text in ("1", "1.5", "2", "2.5", "3", "3.5", "4"))
 
@@ -340,8 +339,8 @@ _METHODS: dict[str, tuple[_Builder, set[str], set[str], tuple[Fraction, ...]]] =
     "rtn": (_uniform, {"bits", "group"}, {"bits"}, _WHOLE),
     "gptq": (_uniform, {"bits", "group", "act"}, {"bits"}, _WHOLE),
     "awq": (_uniform, {"bits", "group"}, {"bits", "group"}, _WHOLE),
-    "kmeans": (_lookup, {"bits", "sparsity", "entry", "layout"}, {"bits"}, _LOOKUP),
-    "squeezellm": (_lookup, {"bits", "sparsity", "entry", "layout"}, {"bits"}, _LOOKUP),
+    "kmeans": (_lookup, {"bits", "sparsity", "entry", "layout"}, {"bits"}, _WHOLE),
+    "squeezellm": (_lookup, {"bits", "sparsity", "entry", "layout"}, {"bits"}, _WHOLE),
     "spqr": (_spqr, {"bits", "group", "sparsity", "act"}, {"bits", "group"}, _SPQR),
     "gptvq": (_gptvq, {"bits", "group", "dim"}, {"bits", "dim"}, _GPTVQ),
 }

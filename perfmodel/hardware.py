@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 import hardware
 from perfmodel import names
+from perfmodel.arrays import largest
 from perfmodel.errors import SpecError, UnknownFactError, UsageError
 from perfmodel.measured import Measured, MeasuredGroup, to_measured
 from perfmodel.records import field_paths, to_record
@@ -21,6 +22,8 @@ from perfmodel.units import GIGA, MEGA, MIB, TERA
 Positive = Annotated[float, msgspec.Meta(ge=0.001, le=1_000_000)]
 PositiveInt = Annotated[int, msgspec.Meta(gt=0, le=1_000_000)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
+# Of the CPU in a desktop or workstation around a card: 4 to 5 GHz boost in 2023.
+WORKSTATION_HOST_HZ = 4.4 * GIGA
 HOST = "host"  # the name of the machine that the command runs on
 HOST_FILE_VARIABLE = "MEMWALL_HOST"
 
@@ -74,6 +77,7 @@ class HardwareFile(_Group, frozen=True, kw_only=True, forbid_unknown_fields=True
     compute_capability: Text | None = None
     sm_count: PositiveInt | None = None
     boost_clock_mhz: Positive | None = None
+    host_clock_mhz: Positive | None = None
     tdp_w: Positive | None = None
     memory: MemoryGroup
     compute: ComputeGroup
@@ -97,6 +101,7 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
     link_bytes_per_s: float | None  # both directions together
     sm_count: int | None
     boost_clock_hz: float | None
+    host_clock_hz: float | None  # of a CPU that is part of the device and a slower one than usual
     measured: Measured | None = None
     file: HardwareFile
 
@@ -141,6 +146,12 @@ class HardwareSpec(msgspec.Struct, frozen=True, kw_only=True):
         Raises: UnknownFactError if the device file leaves either open.
         """
         return self._known(self.sm_count, "sm_count", "decoding of packed weights") * self.clock_hz
+
+    @property
+    def host_slowdown(self) -> Any:
+        """How much longer the host takes to launch than a workstation's, where it is known."""
+        known = self.host_clock_hz
+        return 1.0 if known is None else largest(1.0, WORKSTATION_HOST_HZ / known)
 
     def _known(self, value: float | None, field: str, needed_for: str) -> float:
         """Raises: UnknownFactError for None."""
@@ -203,6 +214,7 @@ def to_spec(document: Document, *, key: str) -> HardwareSpec:
         link_bytes_per_s=_scaled(link.gb_per_s if link else None, GIGA),
         sm_count=file.sm_count,
         boost_clock_hz=_scaled(file.boost_clock_mhz, MEGA),
+        host_clock_hz=_scaled(file.host_clock_mhz, MEGA),
         measured=to_measured(file.measured) if file.measured else None,
         file=file,
     )

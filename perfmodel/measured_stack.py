@@ -30,7 +30,8 @@ def measured_stack(hw: HardwareSpec) -> Stack:
         raise UsageError(
             f"stack measured: {hw.key} has no measured: group; run `python -m bench probe` on it"
         )
-    launch_s = probe.launch_s if probe.graph_launch_s is None else probe.graph_launch_s
+    measured_s = probe.launch_s if probe.graph_launch_s is None else probe.graph_launch_s
+    launch_s = (measured_s or 0.0) / hw.host_slowdown  # which every prediction here multiplies
     decode = ((name, hw.sm_hz / rate) for name, rate in probe.decode_weights_per_s.items())
     return Stack(
         name=MEASURED,
@@ -41,15 +42,16 @@ def measured_stack(hw: HardwareSpec) -> Stack:
         largest_batch=1,
         formats=tuple(probe.decode_weights_per_s),
         bandwidth_steps=_bandwidth_steps(probe, hw),
+        ragged_share=1.0,
         compute_efficiency=_share(_best_product(probe), hw.fp16_matmul_flop_per_s),
-        launch_s=launch_s or 0.0,
+        launch_s=launch_s,
         layer_s=0.0,
         layer_cycles=0.0,
         collective_s=0.0,
         kv_traffic_multiplier=1.0,
         decode_overlap=1.0,
         decode_costs=tuple(decode),
-        sparse_costs=((ANY, SparseCost(launch_s=launch_s or 0.0)),),
+        sparse_costs=((ANY, SparseCost(launch_s=measured_s or 0.0)),),
         interval=None,
     )
 

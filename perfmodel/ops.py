@@ -6,6 +6,7 @@ import msgspec
 
 from perfmodel.formats import WeightFormat
 
+WHOLE_TILE = 128  # elements: a cache line of FP16 is half of it, a row of a GEMM tile all
 OpKind = Literal["gemm", "attention", "vector", "gather", "collective"]
 
 
@@ -59,6 +60,11 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def weights(self) -> int:
         return self.out_features * self.in_features
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a side is no multiple of the 128 elements that fast kernels take at once."""
+        return bool(self.out_features % WHOLE_TILE or self.in_features % WHOLE_TILE)
 
     @property
     def nonzeros(self) -> int:

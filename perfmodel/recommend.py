@@ -31,7 +31,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
-    """One format on the software that runs it fastest, and why it is out, if it is."""
+    """One format on the software to run it with, and why it is out, if it is."""
 
     weight_format: WeightFormat
     prediction: Prediction | None  # None: no software is known that runs it
@@ -110,10 +110,12 @@ def judged(found: Sequence[Option], limits: Limits) -> list[Option]:
 
 
 def _fastest(workload: Workload, hw: HardwareSpec, stacks: Sequence[Stack]) -> Prediction | None:
+    """Of the software that was measured on this device, if any was; else of all that is able."""
     linear = workload.policy.linear
     able = [s for s in stacks if s.runs(linear)]
     predictions = [predict(workload, hw, stack) for stack in able]
-    return min(predictions, key=lambda p: p.time_s, default=None)
+    # The least of several transfers is too good to be true more often than not.
+    return min(predictions, key=lambda p: (p.transferred, p.time_s), default=None)
 
 
 def _with_refusals(option: Option, limits: Limits) -> Option:

@@ -73,12 +73,14 @@ def op_time(op: Op, hw: HardwareSpec, stack: Stack) -> OpTime:
     """
     moved_bytes = op.bytes + op.traffic.kv_bytes * (stack.kv_traffic_multiplier - 1)
     efficiency = stack.bandwidth_efficiency(moved_bytes / op.count)
+    if op.matrix is not None and op.matrix.ragged:
+        efficiency = efficiency * stack.ragged_share
     memory_s = moved_bytes / (hw.dram_bytes_per_s * efficiency)
     compute_s = _compute_s(op, hw) / stack.compute_efficiency
     decode_s = _decode_s(op, hw, stack)
     sparse_s = _sparse_s(op, hw, stack)
     link_s = _link_s(op, hw, stack)
-    launch_s = stack.launch_s * op.count
+    launch_s = stack.launch_s * hw.host_slowdown * op.count
     exposed_s = (1 - stack.decode_overlap) * smallest(memory_s, decode_s)
     fed_s = largest(memory_s, decode_s) + exposed_s
     return OpTime(
@@ -95,7 +97,7 @@ def op_time(op: Op, hw: HardwareSpec, stack: Stack) -> OpTime:
 def layers_time(layers: int, hw: HardwareSpec, stack: Stack) -> OpTime:
     """What the stack adds per block, for so many of them."""
     cycles_s = stack.layer_cycles / hw.clock_hz if stack.layer_cycles else 0.0
-    added_s = (stack.layer_s + cycles_s) * layers
+    added_s = (stack.layer_s * hw.host_slowdown + cycles_s) * layers
     return OpTime(time_s=added_s, launch_s=added_s)
 
 

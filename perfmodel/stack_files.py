@@ -64,6 +64,7 @@ class StackFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     largest_batch: Count = 1
     runs: list[str] = []
     bandwidth_efficiency: Annotated[list[EfficiencyStep], msgspec.Meta(min_length=1)]
+    ragged_share: Share = 1.0
     compute_efficiency: Share
     launch_us: Microseconds
     layer_us: Microseconds
@@ -119,6 +120,7 @@ def to_stack(document: Document) -> Stack:
         largest_batch=file.largest_batch,
         formats=tuple(file.runs),
         bandwidth_steps=tuple(steps),
+        ragged_share=file.ragged_share,
         compute_efficiency=file.compute_efficiency,
         launch_s=file.launch_us * MICRO,
         layer_s=file.layer_us * MICRO,

@@ -45,6 +45,7 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
     largest_batch: int  # among the measurements
     formats: tuple[str, ...]  # what it runs: among the measurements, or its source says so
     bandwidth_steps: tuple[tuple[int, float], ...]  # (at least so many bytes, share), descending
+    ragged_share: float  # of that share, for matrices with a side that is no multiple of 128
     compute_efficiency: float
     launch_s: float  # per operation
     layer_s: float  # per block and pass: what no operation accounts for
@@ -62,9 +63,9 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
         costs = (self.launch_s, self.layer_s, self.layer_cycles, self.collective_s)
         decode = (cost for _, cost in self.decode_costs)
         sparse = (cost for _, cost in self.sparse_costs if cost != SparseCost())
-        ones = (self.compute_efficiency, self.kv_traffic_multiplier)
+        ones = (self.ragged_share, self.compute_efficiency, self.kv_traffic_multiplier)
         free = not any((*costs, *decode, *sparse))
-        return free and self.bandwidth_steps == ((0, 1.0),) and ones == (1.0, 1.0)
+        return free and self.bandwidth_steps == ((0, 1.0),) and ones == (1.0, 1.0, 1.0)
 
     def bandwidth_efficiency(self, op_bytes: Any) -> Any:
         """Share of the DRAM bandwidth that one operation of so many bytes reaches."""

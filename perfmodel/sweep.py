@@ -12,7 +12,6 @@ from perfmodel.errors import UsageError
 from perfmodel.footprint import growing_bytes, weights_bytes
 from perfmodel.formats import BitPolicy
 from perfmodel.hardware import HardwareSpec
-from perfmodel.models import ModelShape
 from perfmodel.ops import Op
 from perfmodel.output import whole_file
 from perfmodel.prediction import (
@@ -24,6 +23,7 @@ from perfmodel.prediction import (
     times_of_constant_ops,
 )
 from perfmodel.roofline import BOUNDS, OpTime, layers_time
+from perfmodel.shape import ModelShape
 from perfmodel.stacks import Stack
 from perfmodel.workload import Accounting, Phase, Workload, first_pass
 
@@ -40,6 +40,7 @@ _SPEC_ARRAYS = (
     "link_bytes_per_s",
     "sm_count",
     "boost_clock_hz",
+    "host_clock_hz",
 )
 
 

@@ -7,7 +7,7 @@ import msgspec
 from perfmodel.arrays import bounds
 from perfmodel.errors import UsageError
 from perfmodel.formats import BitPolicy
-from perfmodel.models import ModelShape
+from perfmodel.shape import ModelShape
 from perfmodel.units import bytes_of_bits, ceil_div
 
 Phase = Literal["decode", "prefill", "generate"]

@@ -89,7 +89,7 @@ def _add_quantize(subparsers: Any) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--method", choices=METHODS)
-    parser.add_argument("--bits", type=count, help="of a code: 2, 3, 4 or 8")
+    parser.add_argument("--bits", type=count, help="of a code: 2 to 8")
     parser.add_argument("--group", type=count, help="weights per scale (one per row; awq 128)")
     parser.add_argument("--sparsity", type=_percent, help="sparse values, percent (0)")
     parser.add_argument("--format", metavar="NAME", help="instead: a name as perfmodel knows it")

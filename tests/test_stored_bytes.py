@@ -21,6 +21,7 @@ from perfmodel.format_names import DENSEST_ROWS, NONZEROS_PER_START_ROW, parse_f
 SHAPES = ((128, 128), (96, 300), (64, 2050), (300, 129))
 LOOKUP = (
     *("squeezellm-w2", "squeezellm-w3", "squeezellm-w4", "squeezellm-w8", "kmeans-w3-int8"),
+    *("squeezellm-w5", "kmeans-w6", "squeezellm-w7"),
     *("squeezellm-w2-int8", "squeezellm-w4-int8", "squeezellm-w4-u7", "squeezellm-w4-sym"),
 )
 VECTOR = (
@@ -29,7 +30,7 @@ VECTOR = (
 )
 UNIFORM = (
     *("rtn-w2", "gptq-w3", "gptq-w4", "rtn-w8", "gptq-w3-g128", "awq-w4-g128", "rtn-w4-g64"),
-    *("gptq-w4-g128-act", "gptq-w3-g128-act"),
+    *("gptq-w4-g128-act", "gptq-w3-g128-act", "rtn-w5", "gptq-w6-g128", "awq-w7-g64"),
 )
 
 
@@ -140,7 +141,7 @@ def test_uniform_formats(name, shape):
 @given(
     n=st.integers(1, 40),
     k=st.integers(1, 700),
-    name=st.sampled_from([*LOOKUP, "rtn-w2", "gptq-w3", "gptq-w4", "rtn-w8"]),
+    name=st.sampled_from([*LOOKUP, *(f"rtn-w{bits}" for bits in range(2, 9))]),
 )
 def test_formats_of_any_shape(n, k, name):
     pack = packed_lookup if name in LOOKUP else packed_uniform
@@ -149,7 +150,8 @@ def test_formats_of_any_shape(n, k, name):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(
-    "name", ["squeezellm-w3-s2", "squeezellm-w4-s0.45-balanced", "spqr-w3-g16-s1"]
+    "name",
+    ["squeezellm-w3-s2", "squeezellm-w5-s0.45", "squeezellm-w4-s0.45-balanced", "spqr-w3-g16-s1"],
 )
 def test_sparse_formats(name, shape):
     weight_format = parse_format(name)

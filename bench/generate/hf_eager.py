@@ -4,6 +4,7 @@ Only the linear layers are ours: the same packed weights, one launch per layer, 
 """
 
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,9 @@ class HfEager:
         inner.norm.weight = self._parameter(weights.norm)
         inner.embed_tokens = _Embedding(weights.embedding, self.dtype)
         self.model.lm_head = linear_module(weights.head, self.dtype)
+        # `cache` from transformers 5.24 on, where the older name warns.
+        known = signature(self.model.forward).parameters
+        self.cache_argument = "cache" if "cache" in known else "past_key_values"
         self.start([weights.config.first_token])
 
     @property
@@ -60,13 +64,17 @@ class HfEager:
         ids = torch.tensor([tokens], device=self.device)
         if len(tokens) > 1:
             with torch.inference_mode():
-                self.model(input_ids=ids[:, :-1], past_key_values=self.cache, logits_to_keep=1)
+                self._forward(ids[:, :-1], logits_to_keep=1)
         self.chosen = [ids[:, -1:]]
 
     def step(self) -> None:
         """Process the pending token and choose the next."""
-        out = self.model(input_ids=self.chosen[-1], past_key_values=self.cache)
-        self.chosen.append(out.logits[:, -1:].argmax(-1))
+        self.chosen.append(self._forward(self.chosen[-1])[:, -1:].argmax(-1))
+
+    def _forward(self, ids: Tensor, logits_to_keep: int = 0) -> Tensor:
+        """(1, T, V) logits after the (1, T) tokens, or of the last `logits_to_keep` of them."""
+        given = {self.cache_argument: self.cache, "logits_to_keep": logits_to_keep}
+        return self.model(input_ids=ids, **given).logits
 
     def generate(self, prompt: Sequence[int], new: int) -> list[int]:
         """`new` tokens after the prompt."""

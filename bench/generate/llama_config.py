@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from perfmodel.errors import SpecError
-from perfmodel.models import ModelShape, read_model
+from perfmodel.models import read_model
+from perfmodel.shape import ModelShape
 
 ROPE_TYPES = ("default", "linear", "llama3")
 

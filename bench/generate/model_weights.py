@@ -13,7 +13,7 @@ from bench.kernels.random_weights import random_weight
 from kernels.layouts import CsrWeight
 from kernels.layouts.weights import Weight
 from perfmodel.errors import SpecError, UsageError
-from perfmodel.models import ModelShape
+from perfmodel.shape import ModelShape
 from quantizer.checkpoints.checkpoint import OUTSIDE, Checkpoint, load_tensors, open_checkpoint
 from quantizer.checkpoints.checkpoint_model import layer_matrix, quantized_blocks
 from quantizer.checkpoints.safe_files import read_header, shard_path

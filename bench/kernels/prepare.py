@@ -14,10 +14,12 @@ from kernels.launch import new_counters
 from kernels.layouts import (
     BilevelWeight,
     CsrWeight,
+    LutWeight,
     UniformWeight,
     VectorWeight,
     to_fixed_point,
 )
+from kernels.layouts.codebook import REGISTER_BITS
 from kernels.layouts.sparse import dequantize_csr
 from perfmodel.errors import UsageError
 
@@ -162,9 +164,14 @@ def _cuda(subject: Subject, weights: Weights) -> tuple[Run, str, int]:
             "fp16_gemv",
             2,
         )
-    if subject.batch > 1:  # the dispatcher allocates its result
+    if subject.batch > 1 or _has_two_launches(weights):  # the dispatcher allocates its result
+
+        def run_matmul(x: Tensor, w: Weights, _out: Tensor, counters: Tensor) -> Tensor:
+            tokens = x.view(-1, x.shape[-1])
+            return matmul(tokens, *w, path=path, counters=counters).squeeze(0)
+
         return (
-            lambda x, w, _out, counters: matmul(x, *w, path=path, counters=counters),
+            run_matmul,
             f"matmul ({choose(first, subject.batch)})",
             2,
         )
@@ -194,6 +201,13 @@ def _cuda(subject: Subject, weights: Weights) -> tuple[Run, str, int]:
         f"{function.__name__} {path}",
         2,
     )
+
+
+def _has_two_launches(weights: Weights) -> bool:
+    """A table in memory and its sparse part: no kernel fuses them."""
+    first = weights[0]
+    wide = isinstance(first, LutWeight) and first.codes.bits not in REGISTER_BITS
+    return wide and len(weights) == 2
 
 
 def _cuda_csr(weight: CsrWeight) -> Run:

@@ -25,7 +25,7 @@ from kernels.layouts import (
 from kernels.layouts.bilevel import BITS as BILEVEL_BITS
 from kernels.layouts.bilevel import BLOCK_ROWS, GROUP, PLANES, QUAD
 from kernels.layouts.codebook import to_planes
-from kernels.layouts.codes import DEFAULT_TILE_CODES, K_ALIGN, padded, row_words
+from kernels.layouts.codes import BITS, DEFAULT_TILE_CODES, K_ALIGN, padded, row_words
 from kernels.layouts.sparse import pack_csr
 from kernels.layouts.uniform import group_tile
 from kernels.layouts.vector import FORMS, code_order, table_grid
@@ -35,7 +35,6 @@ from perfmodel.formats import Sparse, WeightFormat
 
 UNIFORM = ("rtn", "gptq", "awq")
 LOOKUP = ("squeezellm", "kmeans")
-BITS = (2, 3, 4, 8)
 
 # (weight,) or (weight, sparse part)
 RandomWeight = tuple[Tensor | Weight | CsrWeight, ...]
@@ -80,7 +79,7 @@ def runnable_format(format_name: str) -> WeightFormat:
     elif stored.scales and method == "spqr":
         packed = stored.code_bits in BILEVEL_BITS and stored.scales.group == GROUP
     if "@" in stored.name or not (packed or method == "fp16"):
-        names = (f"{name}-w{{2,3,4,8}}" for name in UNIFORM + LOOKUP)
+        names = (f"{name}-w{{{BITS[0]}..{BITS[-1]}}}" for name in UNIFORM + LOOKUP)
         vectors = (f"gptvq-{dim}d-w{bits / dim:g}" for dim, bits in FORMS)
         have = ", ".join(("fp16", *names, f"spqr-w{{2,3,4}}-g{GROUP}", *vectors))
         raise UsageError(f"no kernel runs weights {format_name!r}; have: {have}")

@@ -4,8 +4,8 @@ A block is 8 words of codes (4 where a tile is too small). Its bytes are shifted
 each holds one code; `pshufb` then looks up one byte of each entry's FP32 pattern for all codes at
 once, as the byte permute does on a GPU, and byte interleaving puts the patterns together. FP16
 entries are exact in three such bytes, one-byte entries in two, and the codes of a uniform grid
-need no table. `vector_slots` says which code ends in which lane, so that the activations can be
-brought into that order once per call.
+need no table. A table of more than 16 entries is looked up 16 at a time. `vector_slots` says which
+code ends in which lane, so that the activations can be brought into that order once per call.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.layouts.codes import Field, codes_per_group, quad_parts, words_per_group
+
 ENTRIES = ("fp16", "int8", "u7", "grid")  # as stored by `pack_lut`; grid: the code itself
 PAIRS = "int8-pairs"  # as stored by `pack_vector`: 16 first components, then 16 second ones
+LANE_ENTRIES = 16  # that one `pshufb` chooses from
 ACCUMULATORS = 4  # independent sums, to hide the latency of a fused multiply-add
 _PATTERN_BYTES = {
     "fp16": (1, 2, 3),
@@ -37,17 +40,18 @@ def available() -> bool:
 
 
 def code_fields(bits: int) -> tuple[int, ...]:
-    """Lowest bits of the codes in a byte; at 3 bits a code has a nibble for itself."""
-    return tuple(range(0, 8, 4 if bits == 3 else bits))
+    """Lowest bits of the codes in a byte; codes of 3 bits have a nibble, wide ones a byte."""
+    return tuple(range(0, 8, {2: 2, 3: 4, 4: 4}.get(bits, 8)))
 
 
 def vector_slots(bits: int, block: int) -> list[tuple[int, int, int]]:
     """(word plane, word of the block, lowest bit of the code in it) per lane, in order of use.
 
-    At 3 bits plane 3 is the word of codes gathered from the spare bits of the other three.
+    At 3 bits plane 3 is the word of codes gathered from the spare bits of the other three; from 5
+    bits on plane q holds quad q.
     """
     out = []
-    for plane in range(4 if bits == 3 else 1):
+    for plane in range(codes_per_group(bits) // (4 * len(code_fields(bits)))):
         for field in code_fields(bits):
             for quarter in range(4):  # byte interleaving leaves words q and q + 4 in one vector
                 for word in range(quarter, block, 4):
@@ -92,15 +96,22 @@ class _Emitter:
                 lanes += [position, a.type.count + position]
         return self.shuffle(a, b, lanes)
 
-    def table_planes(self, pointer: ir.Value) -> dict[int, ir.Value]:
-        """FP32 byte -> that byte of every entry, as a `pshufb` table in each 128-bit lane."""
-        builder, entries = self.builder, 1 << self.bits
+    def table_planes(self, pointer: ir.Value) -> list[dict[int, ir.Value]]:
+        """Per 16 entries: FP32 byte -> that byte of each, a `pshufb` table in each 128-bit lane."""
+        stored = 2 * LANE_ENTRIES  # bytes of FP16 entries, the only ones of wide tables
+        starts = [stored * k for k in range(max(1, (1 << self.bits) // LANE_ENTRIES))]
+        return [self.lane_planes(self.builder.gep(pointer, [ir.Constant(_I64, s)])) for s in starts]
+
+    def lane_planes(self, pointer: ir.Value) -> dict[int, ir.Value]:
+        builder, entries = self.builder, min(1 << self.bits, LANE_ENTRIES)
         kind = "int8" if self.entries == PAIRS else self.entries
         stored = 2 * entries if kind == "fp16" else entries
         raw = self.load(pointer, ir.VectorType(_I8, stored), 1)
-        if kind == "fp16":  # stored as a plane of low bytes, then one of high bytes
-            order = [part for j in range(entries) for part in (j, entries + j)]
-            halves = builder.bitcast(self.shuffle(raw, raw, order), ir.VectorType(_HALF, entries))
+        if kind == "fp16":
+            if self.bits <= 4:  # stored as a plane of low bytes, then one of high bytes
+                order = [part for j in range(entries) for part in (j, entries + j)]
+                raw = self.shuffle(raw, raw, order)
+            halves = builder.bitcast(raw, ir.VectorType(_HALF, entries))
             values = builder.fpext(halves, ir.VectorType(_FLOAT, entries))
         else:
             floats = ir.VectorType(_FLOAT, entries)
@@ -118,12 +129,14 @@ class _Emitter:
         }
 
     def word_planes(self, pointer: ir.Value, stride: ir.Value) -> list[ir.Value]:
-        """The block's words; at 3 bits the three planes and the word from their spare bits."""
-        builder = self.builder
-        if self.bits != 3:
-            return [self.load(pointer, self.words, 4)]
-        offsets = [builder.mul(stride, ir.Constant(_I64, plane)) for plane in range(3)]
+        """The block's words as `vector_slots` numbers them."""
+        builder, count = self.builder, words_per_group(self.bits)
+        offsets = [builder.mul(stride, ir.Constant(_I64, plane)) for plane in range(count)]
         planes = [self.load(builder.gep(pointer, [offset]), self.words, 4) for offset in offsets]
+        if count == 1:
+            return planes
+        if self.bits > 4:
+            return [self.byte_quad(planes, parts) for parts in quad_parts(self.bits)]
         spare = self.splat(self.words, 0)
         for plane, word in enumerate(planes):
             shifted = builder.lshr(word, self.splat(self.words, 3 - plane))
@@ -132,18 +145,39 @@ class _Emitter:
             )
         return [*planes, spare]
 
-    def decode(self, codes: ir.Value, planes: dict[int, ir.Value]) -> list[ir.Value]:
+    def byte_quad(self, planes: Sequence[ir.Value], parts: Sequence[Field]) -> ir.Value:
+        """Words whose bytes are codes of 5 to 7 bits, from the planes of their parts."""
+        builder, quad = self.builder, self.splat(self.words, 0)
+        for word, low, width, bit in parts:
+            mask = ((1 << width) - 1 << low) * 0x01010101
+            move = builder.lshr if bit > low else builder.shl
+            shifted = move(planes[word], self.splat(self.words, abs(bit - low)))
+            quad = builder.or_(quad, builder.and_(shifted, self.splat(self.words, mask)))
+        return quad
+
+    def looked_up(self, codes: ir.Value, tables: list[dict[int, ir.Value]]) -> dict[int, ir.Value]:
+        """FP32 byte -> that byte of every code's entry."""
+        builder, found = self.builder, {}
+        shuffle = "avx2.pshuf.b" if self.block == 8 else "ssse3.pshuf.b.128"
+        for number, planes in enumerate(tables):
+            index = codes
+            if len(tables) > 1:  # 0x70 + code, or 0x80 and more for codes of other tables: zero
+                mine = builder.xor(codes, self.splat(self.bytes, LANE_ENTRIES * number))
+                name = f"llvm.uadd.sat.v{4 * self.block}i8"
+                index = self.call(name, self.bytes, [mine, self.splat(self.bytes, 0x70)])
+            for byte, table in planes.items():
+                entry = self.call(f"llvm.x86.{shuffle}", self.bytes, [table, index])
+                found[byte] = builder.or_(found[byte], entry) if number else entry
+        return found
+
+    def decode(self, codes: ir.Value, tables: list[dict[int, ir.Value]]) -> list[ir.Value]:
         """Bytes that hold one code each -> four vectors of FP32 values."""
         builder, zero = self.builder, self.splat(self.bytes, 0)
         pairs = ir.VectorType(_I16, 2 * self.block)
         if self.entries == "grid":
             byte = {0: codes}
         else:
-            lanes = "avx2.pshuf.b" if self.block == 8 else "ssse3.pshuf.b.128"
-            byte = {
-                number: self.call(f"llvm.x86.{lanes}", self.bytes, [table, codes])
-                for number, table in planes.items()
-            }
+            byte = self.looked_up(codes, tables)
         out = []
         for high in (False, True):
             low_pair = self.interleave(byte.get(0, zero), byte.get(1, zero), high=high)
@@ -160,7 +194,7 @@ class _Emitter:
         return out
 
     def values(
-        self, words: Sequence[ir.Value], tables: Sequence[dict[int, ir.Value]]
+        self, words: Sequence[ir.Value], tables: Sequence[list[dict[int, ir.Value]]]
     ) -> list[ir.Value]:
         """All codes of a block, in the order of `vector_slots`; a table per component."""
         builder, out = self.builder, []
@@ -170,8 +204,8 @@ class _Emitter:
                 shifted = builder.lshr(word, self.splat(self.words, field)) if field else word
                 codes = builder.bitcast(shifted, self.bytes)
                 codes = builder.and_(codes, mask)
-                for planes in tables:
-                    out += self.decode(codes, planes)
+                for component in tables:
+                    out += self.decode(codes, component)
         return out
 
     def horizontal_sum(self, vector: ir.Value) -> ir.Value:
@@ -186,7 +220,7 @@ class _Emitter:
         """Sum over the codes of a tile of value * activation; pointers: words, x, table."""
         builder = self.builder
         words, x, table = pointers
-        tables = [{} if self.entries == "grid" else self.table_planes(table)]
+        tables = [[] if self.entries == "grid" else self.table_planes(table)]
         if self.entries == PAIRS:
             second = builder.gep(table, [ir.Constant(_I64, 1 << self.bits)])
             tables.append(self.table_planes(second))

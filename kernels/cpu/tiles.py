@@ -73,7 +73,9 @@ def tile_order(groups: int, bits: int, order: str, block: int | None) -> np.ndar
 
 
 def _slot_positions(bits: int, order: str) -> dict[tuple[int, int], int]:
-    """(word plane, lowest bit) -> slot; the word made of spare bits is plane 3."""
+    """(word plane, lowest bit) -> slot, as `simd.vector_slots` numbers the planes."""
+    if bits > 4:  # a plane is a quad of bytes
+        return {(slot // 4, 8 * (slot % 4)): slot for slot in range(codes_per_group(bits))}
     out = {}
     for slot, parts in enumerate(slot_fields(bits, order)):
         word, _, _, start = parts[0]

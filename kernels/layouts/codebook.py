@@ -10,7 +10,8 @@ int16   scale * entry               2**bits int16 entries, FP32 scale
 int8 entries are stored as the byte entry + 128: both paths look up unsigned bytes.
 `int16` is not a storage format: `to_fixed_point` derives it from an `fp16` table for the `int`
 path. Two-byte entries of 2, 3 and 4 bits are stored as a plane of low bytes, then one of high
-bytes, four bytes to a word: a byte permute looks up four codes in one plane at once.
+bytes, four bytes to a word: a byte permute looks up four codes in one plane at once. Wider tables
+do not fit registers: one of 5 to 8 bits holds its FP16 entries in order, and codes index it.
 """
 
 from dataclasses import dataclass, replace
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor
 
 from kernels.checks import LayoutError, check_choice, check_range, check_tensor, fail
-from kernels.layouts.codes import PackedCodes, pack_codes, row_words, unpack_codes
+from kernels.layouts.codes import BITS, PackedCodes, pack_codes, row_words, unpack_codes
 
 KINDS = ("fp16", "int8", "u7", "sym", "int16")
-_BITS_OF_KIND = {"fp16": (2, 3, 4, 8), "int8": (2, 3, 4), "u7": (4,), "sym": (4,)}
+REGISTER_BITS = (2, 3, 4)  # of tables that registers hold; wider ones stay in memory
+_BITS_OF_KIND = {"fp16": BITS, "int8": REGISTER_BITS, "u7": (4,), "sym": (4,)}
 _INT16_MAX = 32767
 
 
@@ -32,7 +34,7 @@ class Codebook:
 
     kind: str
     bits: int
-    table: Tensor  # (N, words) int32: bytes as looked up; 8 bits: (N, 256) float16
+    table: Tensor  # (N, words) int32: bytes as looked up; in memory: (N, 2**bits) float16
     scale: Tensor | None = None  # (N, 1) float16: int8; (N, 2): u7 (scale, zero); (N, 1) float32
 
     def nbytes_by_item(self) -> dict[str, int]:
@@ -106,7 +108,7 @@ def table_values(codebook: Codebook) -> Tensor:
     if kind in ("int8", "u7"):
         zero = codebook.scale[:, 1:].float() if kind == "u7" else 128.0
         return (table.view(torch.uint8).float() - zero) * codebook.scale[:, :1].float()
-    halves = table if bits == 8 else _from_planes(table)
+    halves = _from_planes(table) if bits in REGISTER_BITS else table
     if kind == "int16":
         return halves.view(torch.int16).float() * codebook.scale
     values = halves.view(torch.float16).float()
@@ -122,7 +124,7 @@ def to_fixed_point(weight: LutWeight) -> LutWeight:
     """
     book = weight.codebook
     check_choice("kind", book.kind, ("fp16",))
-    check_choice("bits", book.bits, (2, 3, 4))
+    check_choice("bits", book.bits, REGISTER_BITS)
     values = table_values(book)
     scale = values.abs().amax(dim=1, keepdim=True) / _INT16_MAX
     steps = torch.where(scale > 0, values / scale, 0.0).round().to(torch.int16)
@@ -144,7 +146,9 @@ def check_lut(weight: LutWeight) -> None:
     check_tensor("words", words, dtype=torch.int32, shape=(None, row_words(codes)))
     entry_bytes = 1 if book.kind in ("int8", "u7") else 2
     width = (entry_bytes << codes.bits) // (8 if book.kind == "sym" else 4)
-    dtype, width = (torch.float16, 256) if codes.bits == 8 else (torch.int32, width)
+    dtype = torch.int32
+    if codes.bits not in REGISTER_BITS:
+        dtype, width = torch.float16, 2**codes.bits
     check_tensor("table", book.table, dtype=dtype, shape=(codes.rows, width), device=words.device)
     scales = {"int8": 1, "u7": 2, "int16": 1}.get(book.kind, 0)
     if scales:
@@ -168,7 +172,7 @@ def _check_finite(argument: str, tensor: Tensor) -> None:
 
 def to_planes(entries: Tensor, bits: int) -> Tensor:
     """(N, E) two-byte entries as (N, E / 2) int32: low bytes of all entries, then high bytes."""
-    if bits == 8:  # looked up one by one in memory
+    if bits not in REGISTER_BITS:  # looked up one by one in memory
         return entries.contiguous()
     pairs = entries.contiguous().view(torch.uint8).reshape(entries.shape[0], -1, 2)
     return pairs.transpose(1, 2).contiguous().view(torch.int32).reshape(entries.shape[0], -1)

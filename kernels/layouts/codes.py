@@ -1,7 +1,8 @@
 """Codes of 2 to 8 bits in 32-bit words, interleaved in tiles along K.
 
-A *group* is the smallest unit that a thread decodes: one word of 32 / bits codes, or at 3 bits
-three words of 32 codes (24 in nibbles; the other eight as bit planes in the nibbles' spare bits).
+A *group* is the smallest unit that a thread decodes: one word of 32 / bits codes at 2, 4 and 8
+bits; at 3 bits three words of 32 codes (24 in nibbles; the other eight as bit planes in the
+nibbles' spare bits); at 5, 6 and 7 bits the fewest words that a whole number of codes fills.
 A row holds K codes, padded with zeros to a multiple of 128, cut into tiles of `tile_codes`; the
 last tile may be smaller. A tile of T groups is stored word plane by word plane, T words each.
 Slots 2p and 2p+1 of group i are columns 2(pT + i) and 2(pT + i) + 1 of the tile: neighbouring
@@ -9,11 +10,12 @@ threads read neighbouring words, and neighbouring pairs of activations in their 
 
 Where a slot's bits stand in its group depends on who decodes it (`order`):
 `selector` feeds byte-permute selectors, `signed` too but with the sign bit of a sign-symmetric
-codebook apart, `field` feeds bit-field extraction of uniform codes.
+codebook apart, `field` feeds bit-field extraction of uniform codes. From 5 bits on there is one
+order: a code is cut into parts of 4, 2 and 1 bits (5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), each with
+word planes of its own, so that shifts and masks leave a quad of codes as the bytes of a word.
 
 With `dim` > 1 a code stands for that many neighbouring columns (vector quantization): slot s of
-group i is vector sT + i of the tile. Such indices may also have 5 or 6 bits: nibbles, and what is
-left of them in a word plane of their own (32 codes in five words, 16 codes in three).
+group i is vector sT + i of the tile.
 """
 
 from dataclasses import dataclass, replace
@@ -24,12 +26,12 @@ from torch import Tensor
 
 from kernels.checks import check_choice, check_range, check_tensor, fail
 
-BITS = (2, 3, 4, 8)
-INDEX_BITS = (2, 3, 4, 5, 6, 8)
+BITS = (2, 3, 4, 5, 6, 7, 8)
 ORDERS = ("selector", "signed", "field")
 K_ALIGN = 128  # codes; every word plane of a tile is then a multiple of 16 bytes
-# One warp reads a tile: 128 groups, or 64 at 3 bits (three words each).
-DEFAULT_TILE_CODES = {2: 2048, 3: 2048, 4: 1024, 8: 512}
+# One warp reads a tile: 128 groups, or 64 of 32 codes.
+DEFAULT_TILE_CODES = {2: 2048, 3: 2048, 4: 1024, 5: 2048, 6: 2048, 7: 2048, 8: 512}
+PART_BITS = {5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}  # parts of a code, lowest bits first
 
 # (word, lowest bit of the code, number of bits, lowest bit in the word)
 Field = tuple[int, int, int, int]
@@ -82,11 +84,17 @@ class PackedCodes:
 
 
 def codes_per_group(bits: int) -> int:
-    return {3: 32, 5: 32, 6: 16}.get(bits) or 32 // bits
+    return {3: 32, 5: 32, 6: 16, 7: 32}.get(bits) or 32 // bits
 
 
 def words_per_group(bits: int) -> int:
-    return {3: 3, 5: 5, 6: 3}.get(bits, 1)
+    return codes_per_group(bits) * bits // 32
+
+
+def least_tile(bits: int) -> int:
+    """Codes of the smallest tile: two groups of 32 codes, or four."""
+    codes = codes_per_group(bits)
+    return (2 if codes == 32 else 4) * codes
 
 
 def padded(columns: int) -> int:
@@ -96,17 +104,16 @@ def padded(columns: int) -> int:
 @cache
 def slot_fields(bits: int, order: str) -> tuple[tuple[Field, ...], ...]:
     """Per slot of a group, where the bits of its code stand."""
-    check_choice("bits", bits, INDEX_BITS)
+    check_choice("bits", bits, BITS)
     check_choice("order", order, ORDERS if bits == 4 else ("selector", "field"))
     if order == "signed":  # first quad: sign in bit 7 of each byte; second quad: bit 3
         signs = (7, 15, 23, 31, 3, 11, 19, 27)
         return tuple(((0, 0, 3, 4 * i), (0, 3, 1, signs[i])) for i in range(8))
-    if bits in (5, 6):  # nibbles in the first words, the rest in the last; a quad is four bytes
-        rest, last = bits - 4, words_per_group(bits) - 1
-        quads = [divmod(slot, 4) for slot in range(codes_per_group(bits))]
+    if bits in PART_BITS:
         return tuple(
-            ((q // 2, 0, 4, 8 * byte + 4 * (q % 2)), (last, 4, rest, 8 * byte + rest * q))
-            for q, byte in quads
+            tuple((word, low, width, 8 * byte + bit) for word, low, width, bit in parts)
+            for parts in quad_parts(bits)
+            for byte in range(4)
         )
     starts = _slot_starts(bits, order)
     if bits != 3:
@@ -116,11 +123,26 @@ def slot_fields(bits: int, order: str) -> tuple[tuple[Field, ...], ...]:
     return (*nibbles, *spare)
 
 
+@cache
+def quad_parts(bits: int) -> tuple[tuple[Field, ...], ...]:
+    """Per quad (slots 4q .. 4q + 3), where its codes stand: as a `Field` with a bit of a byte.
+
+    From 5 bits on: code j of a quad has this bit of byte j of the word.
+    """
+    codes, quads = codes_per_group(bits), []
+    for quad in range(codes // 4):
+        parts, word, low = [], 0, 0
+        for width in PART_BITS[bits]:
+            planes, bit = divmod(width * quad, 8)
+            parts.append((word + planes, low, width, bit))
+            word, low = word + codes * width // 32, low + width
+        quads.append(tuple(parts))
+    return tuple(quads)
+
+
 def _slot_starts(bits: int, order: str) -> list[int]:
-    """Lowest bit of each slot of one word."""
+    """Lowest bit of each slot of one word of 2, 3 or 4 bit codes."""
     step = 4 if bits == 3 else bits
-    if bits == 8:
-        return [0, 8, 16, 24]
     if order == "field":  # a pair is one field of each 16-bit half
         return [start for low in range(0, 16, step) for start in (low, low + 16)]
     if bits == 2:  # four codes of equal position in the four bytes
@@ -132,10 +154,10 @@ def _slot_starts(bits: int, order: str) -> list[int]:
 def quad_slots(bits: int, order: str) -> tuple[tuple[int, int, int, int], ...]:
     """Per quad of the `int` path, the slots whose codes are its bytes 0..3."""
     check_choice("order", order, ("selector", "field"))
+    if bits in PART_BITS:
+        return tuple((s, s + 1, s + 2, s + 3) for s in range(0, codes_per_group(bits), 4))
     starts = _slot_starts(bits, order)
-    if bits == 8:
-        quads = [(0, 8, 16, 24)]
-    elif order == "field":  # (word >> shift) & mask, byte by byte
+    if order == "field":  # (word >> shift) & mask, byte by byte
         quads = [
             tuple(shift + 8 * byte for byte in range(4))
             for shift in range(0, 8, 4 if bits == 3 else bits)
@@ -170,7 +192,7 @@ def pack_codes(
 
     Raises: LayoutError on a wrong shape, dtype, range, tile or order.
     """
-    check_choice("bits", bits, BITS if dim == 1 else INDEX_BITS)
+    check_choice("bits", bits, BITS)
     check_codes(codes)
     check_range("codes", codes, 0, 2**bits)
     tile_codes = DEFAULT_TILE_CODES[bits] if tile_codes is None else tile_codes
@@ -214,9 +236,8 @@ def row_words(packed: PackedCodes) -> int:
 
 
 def _check_tile(bits: int, tile_codes: int) -> None:
-    """Powers of two, from two groups (of 32 codes) or four up to 256 groups."""
-    least = (2 if codes_per_group(bits) == 32 else 4) * codes_per_group(bits)
-    check_choice("tile_codes", tile_codes, [least << k for k in range(7)])
+    """Powers of two, up to 256 groups (128 of 32 codes)."""
+    check_choice("tile_codes", tile_codes, [least_tile(bits) << k for k in range(7)])
 
 
 def _tiles(wide: Tensor, tile_codes: int) -> list[tuple[Tensor, int]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kernels.checks import check_choice, fail
 from kernels.layouts.bilevel import BilevelWeight, check_bilevel
 from kernels.layouts.codebook import Codebook, LutWeight, check_lut
-from kernels.layouts.codes import BITS, INDEX_BITS, PackedCodes
+from kernels.layouts.codes import BITS, PackedCodes
 from kernels.layouts.sparse import CsrWeight, DenseRows, check_csr
 from kernels.layouts.uniform import UniformWeight, check_uniform
 from kernels.layouts.vector import VectorWeight, check_vector, code_order
@@ -107,7 +107,7 @@ def _codes_from(
     tensors: Mapping[str, Tensor | None], meta: Mapping[str, int | str], kind: str
 ) -> PackedCodes:
     bits, dim = int(_value(meta, "bits")), VECTOR_KINDS.get(kind, 1)
-    check_choice("bits", bits, INDEX_BITS if kind in VECTOR_KINDS else BITS)
+    check_choice("bits", bits, BITS)
     order = {"sym": "signed", "uniform": "field", "bilevel": "field"}.get(kind, "selector")
     order = code_order(dim, bits) if kind in VECTOR_KINDS else order
     return PackedCodes(

@@ -16,7 +16,7 @@ from kernels.layouts.codes import (
     K_ALIGN,
     PackedCodes,
     check_codes,
-    codes_per_group,
+    least_tile,
     pack_codes,
     row_words,
     unpack_codes,
@@ -60,7 +60,7 @@ def pack_uniform(
     """Pack (N, K) codes with (N, groups, 2) FP16 scales and zeros, groups = ceil(K / group_size).
 
     g_idx: (K,) int32, the group of each column; with it, `act_order` says which form to build.
-    Group sizes are powers of two from 32 (64 at 2 and 3 bits) to 1024, or K.
+    Group sizes are powers of two from 64 (32 at 4 and 8 bits) to 1024, or K.
 
     Raises: LayoutError.
     """
@@ -127,7 +127,7 @@ def check_uniform(weight: UniformWeight) -> None:
 
 
 def _check_group_size(bits: int, group_size: int, columns: int) -> None:
-    sizes = [32 << k for k in range(bits < 4, 6)]
+    sizes = [32 << k for k in range(6) if 32 << k >= least_tile(bits)]
     if group_size != columns:
         check_choice("group_size", group_size, [*sizes, columns])
 
@@ -138,7 +138,7 @@ def group_tile(bits: int, group_size: int, columns: int, act_order: str | None) 
         return K_ALIGN
     if group_size == columns:
         return None
-    return max(min(group_size, K_ALIGN), (2 if bits == 3 else 4) * codes_per_group(bits))
+    return max(min(group_size, K_ALIGN), least_tile(bits))
 
 
 def _fold(g_idx: Tensor, group_size: int) -> Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfmodel import recommend
-from perfmodel.commands.basic import (
+from perfmodel.commands.inputs import (
     DEFAULT_WEIGHTS,
     names_or_all,
     policies_of,

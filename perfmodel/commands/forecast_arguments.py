@@ -19,7 +19,8 @@ from perfmodel.units import GIB, GIGA
 _MEASUREMENTS = """\
 MEASUREMENTS is a CSV or JSON file with the columns device, model, weights, time_s or tokens_per_s,
 and as needed context, prompt, new, batch, tensor_parallel, lm_head, kv_bits, stack, source, note;
-or the name of a published set: squeezellm-2023, decode-rates.
+or the name of a published set: squeezellm-2023, decode-rates,
+decode-rates-4090.
 """
 _CALIBRATE = f"""\
 {_MEASUREMENTS}
@@ -35,7 +36,7 @@ examples:
   python -m perfmodel recommend --gpu host --model ./my-model --quality compare.json
 
 Of the formats within the limits the one with the lowest perplexity comes first. Times are those of
-the fastest software that has run formats of the method and was measured.
+the fastest software that has run formats of the method and was measured, here if any was.
 """
 _VALIDATE = f"""\
 {_MEASUREMENTS}

@@ -132,6 +132,7 @@ def _header(stack: Stack) -> dict[str, Any]:
 
 def _costs(stack: Stack) -> dict[str, float]:
     return {
+        "ragged_share": stack.ragged_share,
         "compute_efficiency": stack.compute_efficiency,
         "launch_us": stack.launch_s / MICRO,
         "layer_us": stack.layer_s / MICRO,

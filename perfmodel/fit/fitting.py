@@ -18,16 +18,17 @@ from perfmodel.errors import UsageError
 from perfmodel.fit.measurement import MeasuredRun
 from perfmodel.formats import SparseLayout, WeightFormat
 from perfmodel.ops import Op
-from perfmodel.prediction import workload_ops
+from perfmodel.prediction import constant_ops, workload_ops
 from perfmodel.roofline import layers_time, op_time
 from perfmodel.stacks import ANY, PLAIN, Interval, SparseCost, Stack
 from perfmodel.units import MICRO
+from perfmodel.workload import first_pass
 
 NOISE = 0.05  # relative scatter of a published rate; beyond about twice this a row is damped
 NOISE_ROWS = 4  # what the assumption above is worth, in rows
 # Further scatter of what the fit has not seen, from the held-out errors in docs/forecast.md.
 OTHER_MODEL = 0.05
-OTHER_DEVICE = 0.13
+OTHER_DEVICE = 0.08
 TEN_PERCENT_POINT = 1.2816  # of the normal distribution: 80 % lie within so many deviations
 START = Stack(
     name="fit",
@@ -38,6 +39,7 @@ START = Stack(
     largest_batch=1,
     formats=(),
     bandwidth_steps=((0, 1.0),),
+    ragged_share=1.0,
     compute_efficiency=1.0,
     launch_s=0.0,
     layer_s=0.0,
@@ -137,6 +139,10 @@ def parameters_for(runs: Sequence[MeasuredRun], options: Options) -> list[Parame
         Parameter(name="share", unit="of the DRAM bandwidth", median=0.85, spread=0.15, most=1.0),
         host if options.layer == "host" else clock,
     ]
+    if any(_has_ragged(run) for run in runs):
+        found.append(
+            Parameter(name="ragged_share", unit="of the share", median=0.8, spread=0.5, most=1.0)
+        )
     if len({run.workload.cached_tokens_at_end for run in runs}) > 1:
         found.append(Parameter(name="kv_extra", unit="x KV traffic", median=0.2, spread=1.5))
     keys = decode_keys(runs) if options.decode is None else options.decode
@@ -149,9 +155,9 @@ def parameters_for(runs: Sequence[MeasuredRun], options: Options) -> list[Parame
 
 
 def _decode_parameter(key: str) -> Parameter:
-    """Unpacking takes a few instructions per weight; gathering re-ordered groups a load."""
-    median = 2.0 if "act" in key.split("-") else 0.04
-    return Parameter(name=f"decode {key}", unit="SM-cycles/weight", median=median, spread=1.2)
+    """Two to seven instructions, 128 a cycle (docs/forecast.md); a gather of groups is a load."""
+    median, spread = (2.0, 1.2) if "act" in key.split("-") else (0.03, 0.6)
+    return Parameter(name=f"decode {key}", unit="SM-cycles/weight", median=median, spread=spread)
 
 
 def _sparse_parameters(layout: str) -> list[Parameter]:
@@ -229,6 +235,7 @@ def stack_with(values: Mapping[str, float], overlap: float) -> Stack:
     return replace(
         START,
         bandwidth_steps=((0, min(1.0, values["share"])),),
+        ragged_share=min(1.0, values.get("ragged_share", 1.0)),
         layer_s=values.get("layer_us", 0.0) * MICRO,
         layer_cycles=values.get("layer_cycles", 0.0),
         collective_s=values.get("collective_us", 0.0) * MICRO,
@@ -253,6 +260,11 @@ def _sparse_cost(costs: Mapping[str, float]) -> SparseCost:
 
 def _named(parameters: Sequence[Parameter], logs: Any) -> dict[str, float]:
     return {p.name: exp(x) for p, x in zip(parameters, logs, strict=True)}
+
+
+def _has_ragged(run: MeasuredRun) -> bool:
+    ops = constant_ops(first_pass(run.workload), run.workload.policy)
+    return any(op.matrix is not None and op.matrix.ragged for op in ops)
 
 
 def _layouts(run: MeasuredRun) -> set[SparseLayout]:

@@ -6,8 +6,9 @@ from typing import Any
 from perfmodel.format_names import parse_format
 from perfmodel.formats import ITEMS
 from perfmodel.hardware import device_names, load_hardware, sources
-from perfmodel.models import ModelShape, load_model, model_names, preset_about
+from perfmodel.models import load_model, model_names, preset_about
 from perfmodel.output import Output
+from perfmodel.shape import ModelShape
 from perfmodel.show.tables import Column, Table
 from perfmodel.stack_files import load_stack, stack_names
 from perfmodel.units import GIGA, TERA, significant

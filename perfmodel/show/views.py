@@ -8,6 +8,7 @@ from perfmodel.prediction import COMPONENTS, Prediction
 from perfmodel.show.report import op_rows, summary_row
 from perfmodel.show.tables import Column, Table
 from perfmodel.units import GIGA, MEGA, MILLI, duration, si, significant
+from perfmodel.workload import Phase
 
 
 def predict_table(predictions: Sequence[Prediction], baseline: Prediction) -> Table:
@@ -128,7 +129,7 @@ def _predict_columns(prediction: Prediction) -> list[Column]:
         Column(key="weights", heading="weights", right=False),
         Column(key="bits_per_weight", heading="bits", show=lambda v: f"{v:.2f}"),
         *times,
-        *([Column(key="interval_s", heading="80 %", show=_interval)] if interval else []),
+        *([_interval_column(phase)] if interval else []),
         Column(key="tokens_per_s", heading="tokens/s", show=_rate),
         Column(key="speedup", heading="speed-up", show=lambda v: f"{v:.2f}x"),
         Column(key="bytes", heading="GB moved", show=lambda v: f"{v / GIGA:.2f}"),
@@ -137,6 +138,13 @@ def _predict_columns(prediction: Prediction) -> list[Column]:
         Column(key="memory_bytes", heading="memory", show=lambda v: f"{v / GIGA:.1f} GB"),
         Column(key="fits", heading=f"fits {capacity} GB", show=lambda v: "yes" if v else "OOM"),
     ]
+
+
+def _interval_column(phase: Phase) -> Column:
+    """Beside the time that it belongs to: of all new tokens in seconds, else in milliseconds."""
+    if phase == "generate":
+        return Column(key="interval_s", heading="80 %, s", show=lambda v: _interval(v, unit=1))
+    return Column(key="interval_s", heading="80 %", show=_interval)
 
 
 def _foot(predictions: Sequence[Prediction]) -> list[str]:
@@ -177,9 +185,8 @@ def _ms(value: float) -> str:
     return f"{value / MILLI:.2f}" if value >= MILLI else significant(value / MILLI)
 
 
-def _interval(interval: Sequence[float | None]) -> str:
-    """In milliseconds."""
-    low, high = (s and significant(s / MILLI) for s in interval)
+def _interval(interval: Sequence[float | None], unit: float = MILLI) -> str:
+    low, high = (s and significant(s / unit) for s in interval)
     return f"{low} to {high}" if high else f"from {low}"
 
 

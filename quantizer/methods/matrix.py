@@ -11,12 +11,12 @@ from torch import Tensor
 
 from kernels.layouts import CsrWeight, Weight, dequantized
 from kernels.layouts.bilevel import GROUP as BILEVEL_GROUP
+from kernels.layouts.codes import BITS
 from kernels.layouts.vector import FORMS as VECTOR_FORMS
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
 from perfmodel.formats import WeightFormat
 
-BITS = (2, 3, 4, 8)  # what the kernels can read
 WEIGHTINGS = ("fisher", "activation", "none")
 SELECTIONS = ("paper", "gain", "sensitive", "outliers")
 ACT_ORDER_FORMS = ("fold", "gather")

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from kernels.layouts.bilevel import BITS as BILEVEL_BITS
 from kernels.layouts.bilevel import GROUP as BILEVEL_GROUP
-from kernels.layouts.codes import K_ALIGN
+from kernels.layouts.codes import BITS, K_ALIGN
 from kernels.layouts.vector import FORMS
 from perfmodel.format_names import parse_format
 from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors
@@ -26,7 +26,6 @@ from quantizer.methods.squeezellm import weighting_of
 OutlierRule = Literal["global", "percentile"]
 GROUPS = (1024, 512, 256, 128, 64, 32)
 UNIFORM = ("rtn", "gptq", "awq")
-CODEBOOK_BITS = (8, 4, 3, 2)
 VECTOR_WIDTHS = {
     f"gptvq-{dim}d": tuple(bits / dim for own, bits in FORMS if own == dim) for dim in (1, 2, 4)
 }
@@ -116,11 +115,11 @@ def format_of_bits(method: str, bits_per_weight: float, shapes: Sequence[tuple[i
     elif method in UNIFORM:
         names = [
             f"{method}-w{bits}{group}"
-            for bits in CODEBOOK_BITS
+            for bits in BITS
             for group in (*(f"-g{g}" for g in GROUPS), *([""] if method != "awq" else []))
         ]
     else:
-        names = [f"{method}-w{bits}" for bits in CODEBOOK_BITS]
+        names = [f"{method}-w{bits}" for bits in BITS]
     sizes = {name: true_bits(name, shapes) for name in names}
     fitting = {name: bits for name, bits in sizes.items() if bits <= bits_per_weight}
     if not fitting:

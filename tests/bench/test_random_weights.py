@@ -14,6 +14,7 @@ ROWS, COLUMNS = 64, 384
 FORMATS = (
     *("fp16", "gptq-w4", "gptq-w3-g128", "awq-w4-g128", "rtn-w8", "rtn-w2", "gptq-w4-act"),
     *("gptq-w4-g128-act", "squeezellm-w2", "squeezellm-w3", "squeezellm-w4", "squeezellm-w8"),
+    *("squeezellm-w5", "squeezellm-w6-s0.45", "kmeans-w7", "gptq-w5", "awq-w6-g128", "rtn-w7"),
     *("squeezellm-w3-s0.45", "squeezellm-w4-s5-hybrid", "squeezellm-w3-s0.45-balanced"),
     *("squeezellm-w4-int8", "squeezellm-w4-u7", "squeezellm-w4-sym", "kmeans-w3"),
     *("gptvq-1d-w3", "gptvq-2d-w2", "gptvq-2d-w2.5", "gptvq-4d-w2", "spqr-w3-g16-s1"),

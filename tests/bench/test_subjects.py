@@ -41,7 +41,7 @@ def test_a_fixed_point_table_adds_one_scale_per_row():
     assert prepared.weight_bytes == parse_format("squeezellm-w3").weight_bytes(*SHAPE) + 4 * 96
 
 
-@pytest.mark.parametrize("name", ["fp32:library", "fp16:library", "fp16"])
+@pytest.mark.parametrize("name", ["fp32:library", "fp16:library", "fp16", "gptq-w6"])
 def test_the_twins_are_right(name):
     found = check(prepare(subject(name), SHAPE, "cpu"))
     assert found.ok, found

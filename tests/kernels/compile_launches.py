@@ -21,6 +21,7 @@ from bench.kernels.prepare import prepare
 from bench.kernels.subjects import Subject, default_subjects, subject
 from kernels.compile_report import parse_resources, run_tool
 
+WIDE = ("squeezellm-w5", "gptq-w7", "gptq-w6-g128")  # not among the default subjects
 H200_PROGRAMS = 13 * 132  # so that small matrices split their rows as they would there
 MODULES = ("activations", "bilevel_gemv", "csr_spmv", "dequantize", "fp16_gemv", "lut_csr_fused",
            "lut_gemm", "lut_gemv", "uniform_gemv", "vector_gemv", "launch")  # fmt: skip
@@ -67,7 +68,7 @@ def cause(error: BaseException) -> str:
 
 def chosen(which: str, share: str) -> list[Subject]:
     first, step = map(int, share.split("/"))
-    subjects = [subject(name) for name in default_subjects("cuda")]
+    subjects = [subject(name) for name in (*default_subjects("cuda"), *WIDE)]
     if which == "distinct":
         subjects = list({form(s): s for s in reversed(subjects)}.values())
     return subjects[first::step]

@@ -35,6 +35,8 @@ INT = (
     ("int16", 2), ("int16", 3), ("int16", 4), ("int8", 2), ("int8", 3), ("int8", 4), ("u7", 4),
 )  # fmt: skip
 
+WIDE = (("fp16", 5), ("fp16", 6), ("fp16", 7), ("fp16", 8))  # tables that stay in memory
+
 CANARY = -12345.0  # exact in FP16
 
 

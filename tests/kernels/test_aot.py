@@ -135,9 +135,9 @@ def test_under_the_interpreter_the_command_says_why_it_stops():
 
 
 def test_an_unknown_kernel_is_answered_with_the_known_ones():
-    run = run_aot("lut5-fp16-exact")
+    run = run_aot("lut9-fp16-exact")
     assert run.returncode == 2
-    assert "no kernel lut5-fp16-exact; have: " in run.stderr
+    assert "no kernel lut9-fp16-exact; have: " in run.stderr
     assert "lut4-fp16-exact" in run.stderr
 
 

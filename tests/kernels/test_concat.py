@@ -37,8 +37,8 @@ def sparse(rows, pack=pack_csr, **options):
     return pack(*csr_from_dense(matrix), shape=(rows, K), **options)
 
 
-@pytest.mark.parametrize("make", [lut, lambda n: lut(n, 4, "u7"), uniform,
-                                  lambda n: uniform(n, 128)])  # fmt: skip
+@pytest.mark.parametrize("make", [lut, lambda n: lut(n, 4, "u7"), lambda n: lut(n, 5),
+                                  uniform, lambda n: uniform(n, 128)])  # fmt: skip
 def test_rows_are_stacked_and_cost_no_byte_more(make):
     torch.manual_seed(0)
     parts = [make(rows) for rows in ROWS]

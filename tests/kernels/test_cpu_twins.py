@@ -12,7 +12,7 @@ from kernels.checks import LayoutError
 from kernels.cpu import csr_gemv, lut_gemv, simd, tiles, uniform_gemv, vector_gemv
 from kernels.layouts import pack_csr, pack_hybrid, pack_lut, pack_uniform
 from kernels.layouts.codebook import dequantize_lut
-from kernels.layouts.codes import PackedCodes, pack_codes
+from kernels.layouts.codes import BITS, PackedCodes, pack_codes
 from kernels.layouts.sparse import csr_from_dense, dequantize_csr
 from kernels.layouts.uniform import dequantize_uniform
 from kernels.layouts.vector import FORMS
@@ -64,7 +64,7 @@ def random_lut(kind: str, bits: int, shape: tuple[int, int], tile_codes: int | N
 
 @pytest.mark.usefixtures("code")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_lut_gemv_with_fp16_tables(bits, shape):
     torch.manual_seed(bits)
     weight, terms = random_lut("fp16", bits, shape)
@@ -124,7 +124,10 @@ def random_uniform(bits: int, shape: tuple[int, int], group_size: int | None, ac
 @pytest.mark.usefixtures("code")
 @pytest.mark.parametrize(
     ("bits", "group_size"),
-    [(2, 128), (3, None), (3, 64), (3, 128), (4, None), (4, 128), (8, None), (8, 1024)],
+    [
+        *((2, 128), (3, None), (3, 64), (3, 128), (4, None), (4, 128), (5, None), (5, 64)),
+        *((6, 64), (7, 128), (7, None), (8, None), (8, 1024)),
+    ],
 )
 def test_uniform_gemv(bits, group_size):
     torch.manual_seed(bits)
@@ -174,7 +177,7 @@ def test_csr_gemv_of_an_empty_matrix_is_zero():
 
 @pytest.mark.usefixtures("code")
 def test_the_order_of_decoding_is_a_permutation_of_the_columns():
-    for bits in (2, 3, 4, 8):
+    for bits in BITS:
         packed = pack_codes(torch.zeros((1, 4224), dtype=torch.uint8), bits)
         for plan in (tiles.vector_plan(packed, whole_row=True), tiles.scalar_plan(packed)):
             if plan is not None:

@@ -26,7 +26,10 @@ GPU = Environment(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", default_subjects("cuda"))
+WIDE = ("squeezellm-w5-s0.45-hybrid", "squeezellm-w6:batch4", "gptq-w7:int")
+
+
+@pytest.mark.parametrize("name", [*default_subjects("cuda"), *WIDE])
 def test_every_subject_runs_and_is_right(name):
     prepared = prepare(subject(name), (3, 200), "cuda", device="cpu")
     found = check(prepared)

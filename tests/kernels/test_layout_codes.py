@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from kernels.checks import LayoutError
 from kernels.layouts import DEFAULT_TILE_CODES, pack_codes, quad_slots, slot_fields, unpack_codes
+from kernels.layouts.codes import BITS
 
-ORDERS = [(bits, order) for bits in (2, 3, 4, 8) for order in ("selector", "field")]
+ORDERS = [(bits, order) for bits in BITS for order in ("selector", "field")]
 ORDERS.append((4, "signed"))
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "packed_codes.json").read_text())
 
@@ -40,7 +41,7 @@ def test_codes_survive_packing(packing, rows, columns, tile, seed):
     assert torch.equal(unpack_codes(packed).long(), codes)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("columns", [1, 128, 129, 4096, 11008])
 def test_codes_cost_exactly_their_bits(bits, columns):
     packed = pack_codes(torch.zeros(3, columns, dtype=torch.uint8), bits)
@@ -64,7 +65,7 @@ def test_slots_fill_every_bit_once(bits, order):
         for word, _, width, start in slot
         for bit in range(width)
     ]
-    words = 3 if bits == 3 else 1
+    words = {3: 3, 5: 5, 6: 3, 7: 7}.get(bits, 1)
     assert sorted(taken) == [(word, bit) for word in range(words) for bit in range(32)]
 
 
@@ -88,7 +89,7 @@ def test_first_word_of_a_4_bit_tile_holds_pairs_a_quarter_tile_apart():
         (torch.zeros(4, dtype=torch.uint8), {"bits": 4}, r"shape of codes is \(4,\), expected"),
         (torch.zeros(2, 4), {"bits": 4}, "dtype of codes is torch.float32, expected torch.uint8"),
         (torch.zeros(0, 4).int(), {"bits": 4}, r"shape of codes is \(0, 4\), expected at least"),
-        (torch.zeros(2, 4).int(), {"bits": 5}, "bits is 5, expected one of 2, 3, 4, 8"),
+        (torch.zeros(2, 4).int(), {"bits": 9}, "bits is 9, expected one of 2, 3, 4, 5, 6, 7, 8"),
         (torch.zeros(2, 4).int(), {"bits": 4, "tile_codes": 100}, "tile_codes is 100, expected"),
         (torch.zeros(2, 4).int(), {"bits": 3, "order": "signed"}, "order is 'signed', expected"),
         ([[1, 2]], {"bits": 4}, "codes is a list, expected a torch.Tensor"),

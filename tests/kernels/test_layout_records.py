@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from kernels.checks import LayoutError
 from kernels.layouts import pack_csr, pack_hybrid, pack_lut, pack_uniform, table_values
 from kernels.layouts.codebook import check_lut, dequantize_lut, to_fixed_point
+from kernels.layouts.codes import BITS
 from kernels.layouts.sparse import csr_from_dense, dequantize_csr
 from kernels.layouts.tensors import from_tensors, to_tensors
 from kernels.layouts.uniform import dequantize_uniform
 from tests.kernels.samples import (
     EXACT,
+    WIDE,
     csr_weight,
     generator,
     lut_weight,
@@ -23,7 +25,7 @@ from tests.kernels.samples import (
 )
 
 
-@pytest.mark.parametrize(("kind", "bits"), [*EXACT, ("fp16", 8)])
+@pytest.mark.parametrize(("kind", "bits"), [*EXACT, *WIDE])
 def test_lut_bytes_are_the_contract(kind, bits):
     rows, columns = 7, 300  # padded to 384
     weight = lut_weight(kind, bits, rows, columns)
@@ -37,7 +39,7 @@ def test_lut_bytes_are_the_contract(kind, bits):
     assert weight.nbytes_by_item() == {"codes": rows * 384 * bits // 8, **due}
 
 
-@pytest.mark.parametrize(("kind", "bits"), [*EXACT, ("fp16", 8)])
+@pytest.mark.parametrize(("kind", "bits"), [*EXACT, *WIDE])
 def test_lut_values_are_table_entries(kind, bits):
     g = generator(bits)
     codes = torch.randint(0, 2**bits, (3, 200), generator=g)
@@ -77,7 +79,7 @@ def test_fixed_point_of_a_zero_row_is_zero():
 
 @pytest.mark.parametrize("act_order", [None, "gather", "fold"])
 @pytest.mark.parametrize("group_size", [None, 64, 128])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_uniform_bytes_are_the_contract(bits, group_size, act_order):
     weight = uniform_weight(bits, 3, 700, group_size=group_size, act_order=act_order)
     groups = 1 if group_size is None else -(-700 // group_size)

@@ -33,7 +33,7 @@ def tolerance(expected: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("form", [None, "hybrid"])
 @pytest.mark.parametrize(
     ("kind", "bits", "path"),
-    [("fp16", 3, "exact"), ("fp16", 4, "int"), ("u7", 4, "exact"), ("fp16", 8, "exact")],
+    [("fp16", 3, "exact"), ("fp16", 4, "int"), ("u7", 4, "exact"), ("fp16", 7, "exact")],
 )
 def test_layer(kind, bits, path, form, tokens):
     weight = lut_weight(kind, bits, ROWS, COLUMNS)
@@ -94,8 +94,8 @@ def test_layers_of_vectors_and_of_bilevel_scales(weight, outliers, tokens):
         (lut_weight("fp16", 4, 4, 300), 1, "gemv"),
         (lut_weight("fp16", 4, 4, 300), 16, "gemm"),
         (lut_weight("fp16", 4, 4, 300), 17, "dequantize"),
-        (lut_weight("fp16", 8, 4, 300), 2, "dequantize"),
-        (uniform_weight(4, 4, 300), 2, "gemm"),
+        (lut_weight("fp16", 5, 4, 300), 2, "dequantize"),
+        (uniform_weight(6, 4, 300), 2, "gemm"),
         (uniform_weight(4, 4, 300, group_size=128), 2, "dequantize"),
     ],
 )
@@ -174,10 +174,10 @@ def test_a_uniform_weight_has_no_sparse_part():
     "weight",
     [
         lut_weight("sym", 4, 4, 64),
-        lut_weight("fp16", 8, 4, 64),
+        lut_weight("fp16", 5, 4, 64),
         uniform_weight(4, 4, 256, group_size=64),
     ],
-    ids=["sym", "8-bit", "groups"],
+    ids=["sym", "5-bit", "groups"],
 )
 def test_a_path_that_a_weight_lacks_is_named_at_once(weight):
     with pytest.raises(LayoutError, match="path is 'int', expected one of exact"):

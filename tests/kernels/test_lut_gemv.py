@@ -100,8 +100,9 @@ def test_int_path_of_an_fp16_table_is_as_good_as_its_fixed_point():
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *EDGES])
-def test_8_bit_tables_are_gathered_and_added_in_fp32(shape):
-    weight, x = lut_weight("fp16", 8, *shape), activations(shape[1])
+@pytest.mark.parametrize("bits", [5, 6, 7, 8])
+def test_wide_tables_are_gathered_and_added_in_fp32(bits, shape):
+    weight, x = lut_weight("fp16", bits, *shape), activations(shape[1])
     with guarded(shape[0]) as out:
         lut_gemv(x, weight, out=out)
     assert_within(out, lut_gemv_ref(x, weight), fp32_sums(dequantize_lut(weight) * x.float()))
@@ -131,6 +132,7 @@ def test_a_single_activation_picks_its_column(bits, column):
         ("u7", 4, "exact", 3 * 1024 + 128, 3),
         ("u7", 4, "int", 3 * 1024 + 128, 3),
         ("int8", 3, "int", 4 * 2048, 2),
+        ("fp16", 6, "exact", 2 * 2048 + 300, 2),
         ("fp16", 8, "exact", 2 * 512 + 300, 2),
     ],
 )

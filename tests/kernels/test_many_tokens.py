@@ -8,11 +8,13 @@ import torch
 from kernels.checks import LayoutError
 from kernels.dequantize import dequantize
 from kernels.layouts.codebook import dequantize_lut
+from kernels.layouts.codes import BITS
 from kernels.layouts.sparse import dequantize_csr
 from kernels.layouts.uniform import dequantize_uniform
 from kernels.lut_gemm import lut_gemm
 from tests.kernels.samples import (
     EXACT,
+    WIDE,
     activations,
     csr_weight,
     guarded,
@@ -48,7 +50,7 @@ def test_lut_gemm_at_the_edges(columns, tokens):
     check_gemm(weight, dequantize_lut(weight), tokens)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_uniform_gemm(bits):
     weight = uniform_weight(bits, 17, 600)
     check_gemm(weight, dequantize_uniform(weight), 10)
@@ -68,7 +70,7 @@ def test_split_gemm_resets_its_counters_and_repeats_bit_for_bit(kind, bits, toke
     ("weight", "tokens", "message"),
     [
         (lut_weight("fp16", 4, 2, 300), 17, "tokens is 17, expected one of 1, 2"),
-        (lut_weight("fp16", 8, 2, 300), 2, "bits of a LUT GEMM is 8, expected one of 2, 3, 4"),
+        (lut_weight("fp16", 5, 2, 300), 2, "bits of a LUT GEMM is 5, expected one of 2, 3, 4"),
         (lut_weight("int16", 3, 2, 300), 2, "codebook kind is 'int16', expected one of fp16"),
         (uniform_weight(4, 2, 300, group_size=128), 2, "tile_codes of a GEMM|group_size is 128"),
     ],
@@ -78,7 +80,7 @@ def test_what_the_gemm_cannot_do_is_named(weight, tokens, message):
         lut_gemm(activations(300, tokens=tokens), weight)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [*EXACT, ("fp16", 8)])
+@pytest.mark.parametrize(("kind", "bits"), [*EXACT, *WIDE])
 def test_dequantized_tables(kind, bits):
     weight = lut_weight(kind, bits, 2, 2348)
     expected = dequantize_lut(weight)
@@ -100,7 +102,7 @@ def test_misaligned_activations_are_copied_and_words_refused():
 
 
 @pytest.mark.parametrize("group_size", [None, 64, 128])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_dequantized_grids(bits, group_size):
     weight = uniform_weight(bits, 3, 2348, group_size=group_size)
     expected = dequantize_uniform(weight)

@@ -46,7 +46,7 @@ def check(run, x, *weights):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [*EXACT, ("fp16", 8)])
+@pytest.mark.parametrize(("kind", "bits"), [*EXACT, ("fp16", 5), ("fp16", 8)])
 def test_lut_gemv(kind, bits):
     check(lut_gemv, activations(COLUMNS), lut_weight(kind, bits, ROWS, COLUMNS))
 
@@ -68,7 +68,7 @@ def test_fused(path, form):
 
 @pytest.mark.parametrize("group_size", [None, 64, 128])
 @pytest.mark.parametrize("act_order", [None, "gather", "fold"])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_uniform_gemv(bits, group_size, act_order):
     rows = 1 if act_order == "gather" else ROWS  # the baseline is slow here too
     weight = uniform_weight(bits, rows, COLUMNS, group_size=group_size, act_order=act_order)
@@ -96,11 +96,11 @@ def test_gemm(kind, bits):
 @pytest.mark.parametrize(
     "weight",
     [
-        lut_weight("fp16", 8, ROWS, COLUMNS),
+        lut_weight("fp16", 7, ROWS, COLUMNS),
         lut_weight("int8", 3, ROWS, COLUMNS),
         uniform_weight(4, ROWS, COLUMNS, group_size=64),
     ],
-    ids=["8-bit", "int8", "groups"],
+    ids=["7-bit", "int8", "groups"],
 )
 def test_dequantize(weight):
     check(lambda _x, w: dequantize(w), activations(COLUMNS), weight)

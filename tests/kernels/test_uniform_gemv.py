@@ -5,6 +5,7 @@ import torch
 
 from kernels.activations import activation_planes_ref
 from kernels.checks import LayoutError
+from kernels.layouts.codes import BITS
 from kernels.layouts.uniform import dequantize_uniform
 from kernels.uniform_gemv import uniform_gemv, uniform_gemv_ref
 from tests.kernels.samples import EDGES, SHAPES, activations, guarded, uniform_weight
@@ -20,7 +21,7 @@ def exact_tolerance(weight, x):
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, *EDGES])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_one_scale_per_row(bits, shape):
     weight, x = uniform_weight(bits, *shape), activations(shape[1])
     with guarded(shape[0]) as out:
@@ -29,7 +30,7 @@ def test_one_scale_per_row(bits, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_one_scale_per_row_int(bits, shape):
     weight, x = uniform_weight(bits, *shape), activations(shape[1])
     with guarded(shape[0]) as out:
@@ -42,7 +43,7 @@ def test_one_scale_per_row_int(bits, shape):
 
 
 @pytest.mark.parametrize(("columns", "group_size"), [(64, 64), (700, 64), (700, 512), (2688, 128)])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", BITS)
 def test_groups(bits, columns, group_size):
     weight = uniform_weight(bits, 5, columns, group_size=group_size)
     x = activations(columns)
@@ -59,7 +60,7 @@ def test_smallest_groups():
 
 
 @pytest.mark.parametrize("group_size", [None, 128])
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 7, 8])
 def test_gathered_act_order_adds_in_fp32(bits, group_size):
     weight = uniform_weight(bits, 3, 300, group_size=group_size, act_order="gather")
     x = activations(300)
@@ -69,7 +70,7 @@ def test_gathered_act_order_adds_in_fp32(bits, group_size):
     assert_within(out, uniform_gemv_ref(x, weight), tolerance)
 
 
-@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bits", [3, 4, 6])
 def test_folded_act_order(bits):
     weight = uniform_weight(bits, 5, 700, group_size=128, act_order="fold")
     x = activations(700)

@@ -103,6 +103,16 @@ def test_what_is_recommended_is_within_the_limits(run):
     assert fp16["verdict"].startswith("no: needs 26.1 GB, limit 10 GB; takes ")
 
 
+def test_software_measured_on_the_device_goes_before_a_faster_transfer(run):
+    document = json.loads(run("recommend --gpu orin --model llama-2-7b --json"))
+    fp16 = next(row for row in document["results"] if row["weights"] == "fp16")
+    assert "orin" in load_stack(fp16["stack"]).devices
+    workload = Workload(model=load_model("llama-2-7b"), policy=policy())
+    transfer = predict(workload, load_hardware("orin"), load_stack("squeezellm-2023"))
+    assert transfer.transferred
+    assert transfer.time_s < fp16["time_per_token_s"]
+
+
 def test_with_a_limit_on_perplexity_the_fastest_comes_first(run):
     rows = json.loads(run(f"{ASK} --max-perplexity 5.2"))["results"]
     accepted = [row for row in rows if row["accepted"]]

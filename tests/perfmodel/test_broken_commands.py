@@ -94,7 +94,7 @@ FORMATS = {
     "missing-group": (P + "--weights awq-w4", "group is missing, as in awq-w4-g128"),
     "group-zero": (P + "--weights gptq-w4-g0", "found group size 0, expected at least 1"),
     "foreign-word": (P + "--weights fp16-w4", "fp16 takes no bits"),
-    "width-not-made": (P + "--weights kmeans-w16", "found 16 bits, expected one of 2, 3, 4, 8"),
+    "width-not-made": (P + "--weights kmeans-w16", "found 16 bits, expected one of 2, 3, 4, 5"),
     "all-weights-sparse": (P + "--weights squeezellm-w3-s100", "must be above 0 and below 100"),
     "unknown-count-of-bits": (P + "--weights w4@foo", "unknown accounting 'foo'; have: paper"),
     "endless-bits": (P + f"--weights w{DIGITS}", "weight format"),

@@ -334,7 +334,7 @@ MODELS = {
     "list-as-architecture": (config(architectures=[[1]]), "architectures: found [1], "),
     "line-break-in-architecture": (config(architectures=["A\nB"]), "architectures: found A"),
     "no-vocabulary": (without("vocab_size"), "found no key vocab_size, expected it"),
-    "no-mlp-width": (without("intermediate_size"), "intermediate_size: found none, expected the"),
+    "no-mlp-width": (without("intermediate_size"), "found no key intermediate_size, expected it"),
     "text-for-count": (config(vocab_size="32000"), 'vocab_size: found "32000", expected'),
     "fraction-for-count": (config(hidden_size=4096.5), "hidden_size: found 4096.5, expected"),
     "negative": (config(num_hidden_layers=-32), "num_hidden_layers: found -32, expected"),

@@ -198,7 +198,7 @@ def test_sweep_writes_one_row_per_combination(run):
 
 def test_sweep_over_all_devices_and_models_in_json(run):
     document = json.loads(run("sweep --gpu all --model all --bits 4 --json"))
-    assert len(document["results"]) == 38 * 21
+    assert len(document["results"]) == 38 * 24
 
 
 def test_sweep_writes_parquet(run, tmp_path):

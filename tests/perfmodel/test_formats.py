@@ -86,11 +86,11 @@ def test_sixteen_bits_is_fp16_and_other_numbers_are_ideal():
     [
         ("sqeezellm-w3", "did you mean squeezellm-w3"),
         ("squeezellm", "bits is missing"),
-        ("squeezellm-w5", "expected one of 2, 3, 4, 8"),
+        ("squeezellm-w9", "expected one of 2, 3, 4, 5, 6, 7, 8"),
         ("squeezellm-w3-s0.45-s1", "a second sparsity"),
         ("squeezellm-w3-hybrid", "needs a sparse share"),
         ("squeezellm-w3-sym", "sym codebooks have 4 bits"),
-        ("squeezellm-w8-int8", "int8 codebooks have 2 or 3 or 4 bits"),
+        ("squeezellm-w5-int8", "int8 codebooks have 2 or 3 or 4 bits"),
         ("squeezellm-w3-s100", "above 0 and below 100"),
         ("awq-w4", "group is missing"),
         ("gptq-w4-g0", "group size 0"),

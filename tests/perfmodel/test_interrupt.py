@@ -12,7 +12,7 @@ import pytest
 
 from perfmodel import output, sweep
 from perfmodel.cli import main
-from perfmodel.commands import basic as commands
+from perfmodel.commands import inputs
 from perfmodel.output import whole_file
 
 ROOT = Path(__file__).parents[2]
@@ -34,12 +34,12 @@ def one_row_then_interrupt(_: sweep.Grid) -> Iterator[dict[str, Any]]:
 
 
 def test_ctrl_c_ends_with_130(monkeypatch):
-    monkeypatch.setattr(commands, "predict", interrupt)
+    monkeypatch.setattr(inputs, "predict", interrupt)
     assert main(PREDICT) == 130
 
 
 def test_ctrl_c_says_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(commands, "predict", interrupt)
+    monkeypatch.setattr(inputs, "predict", interrupt)
     main(PREDICT)
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -69,3 +69,10 @@ def test_a_device_without_a_probe_has_no_measured_stack():
 def test_decode_rates_need_cores_and_clock():
     with pytest.raises(UnknownFactError, match="sm_count is unknown"):
         measured_stack(cpu(CPU.replace("sm_count: 2\n", "")))
+
+
+def test_a_launch_that_was_measured_on_a_slow_host_is_not_slowed_again():
+    slow = cpu(CPU.replace("boost_clock_mhz: 2000", "boost_clock_mhz: 2000\nhost_clock_mhz: 2200"))
+    assert slow.host_slowdown == 2.0
+    op = predict(toy_workload(), slow, measured_stack(slow)).ops[0]
+    assert op.time.launch_s == pytest.approx(2e-6 * op.op.count)

@@ -1,6 +1,7 @@
 """Model shapes: presets against published parameter counts, and configs by path."""
 
 import json
+import re
 
 import pytest
 
@@ -30,6 +31,10 @@ PARAMETERS = {
     "codellama-34b": 33_743_970_304,
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512,
+    # num_parameters() of transformers 5.24 for the shapes of the presets
+    "mpt-7b": 6_649_286_656,
+    "mpt-30b": 29_957_200_896,
+    "falcon-7b": 6_921_720_704,
 }
 
 LLAMA = {
@@ -60,6 +65,8 @@ def test_presets_have_the_published_number_of_parameters(name):
         ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
         ("tinyllama", "tinyllama-1.1b"),
         ("llama-33b", "llama-30b"),
+        ("mosaicml/mpt-7b-chat", "mpt-7b"),
+        ("tiiuae/falcon-7b-instruct", "falcon-7b"),
     ],
 )
 def test_names_are_found_as_people_type_them(typed, meant):
@@ -115,3 +122,78 @@ def test_opt_has_two_mlp_matrices_positions_and_biases():
     assert names == ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
     assert opt.position_rows == 2050
     assert all(linear.bias for linear in opt.linears())
+
+
+def test_mpt_stores_no_positions_and_no_biases():
+    mpt = load_model("mpt-7b")
+    assert (mpt.positions, mpt.position_rows) == ("alibi", 0)
+    assert mpt.norm_elements == mpt.hidden
+    assert not any(linear.bias for linear in mpt.linears())
+    assert mpt.tied_embeddings
+
+
+def test_falcon_has_one_norm_a_block_and_one_key_value_head():
+    falcon = load_model("falcon-7b")
+    assert (falcon.norms_per_block, falcon.norm_elements) == (1, 2 * 4544)
+    assert (falcon.heads, falcon.kv_dim, falcon.intermediate) == (71, 64, 4 * 4544)
+    names = [linear.name for linear in falcon.linears()]
+    assert names == ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+
+
+MPT = {
+    "architectures": ["MptForCausalLM"],
+    "d_model": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_seq_len": 128,
+    "vocab_size": 512,
+}
+FALCON = {
+    "architectures": ["FalconForCausalLM"],
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+}
+
+
+def write(tmp_path, config):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def test_mpt_with_biases_has_them_everywhere(tmp_path):
+    mpt = load_model(write(tmp_path, MPT | {"no_bias": False}))
+    assert all(linear.bias for linear in mpt.linears())
+    assert mpt.norm_elements == 2 * 64
+
+
+def test_falcon_of_the_hubs_own_code_is_the_same_shape(tmp_path):
+    ours = load_model(write(tmp_path, FALCON))
+    hub = {"architectures": ["RWForCausalLM"], "n_layer": 2, "n_head": 4, "multi_query": True}
+    kept = {key: FALCON[key] for key in ("hidden_size", "vocab_size")}
+    assert load_model(write(tmp_path, kept | hub)) == ours
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (MPT | {"attn_config": {"alibi": False}}, "attn_config.alibi: found false, expected true"),
+        (MPT | {"attn_config": {"qk_ln": True}}, "attn_config.qk_ln: found true, expected false"),
+        (
+            MPT | {"attn_config": {"attn_type": "grouped_query_attention"}},
+            "attn_config.attn_type: found grouped_query_attention, expected multihead_attention",
+        ),
+        (MPT | {"n_heads": 3}, "n_heads: found 3, expected a divisor of d_model, 64"),
+        (FALCON | {"new_decoder_architecture": True}, "found true, expected false (only Falcon-7B"),
+        (FALCON | {"multi_query": False}, "multi_query: found false, expected true"),
+        (FALCON | {"parallel_attn": False}, "parallel_attn: found false, expected true"),
+        (FALCON | {"alibi": True}, "alibi: found true, expected false"),
+        (FALCON | {"n_head_kv": 2}, "n_head_kv: found 2, expected none"),
+        (FALCON | {"num_hidden_layers": None}, "found no num_hidden_layers"),
+    ],
+)
+def test_forms_that_are_not_modelled_are_refused(tmp_path, config, problem):
+    with pytest.raises(SpecError, match=re.escape(problem)):
+        load_model(write(tmp_path, config))

@@ -159,3 +159,19 @@ def test_more_devices_than_key_value_heads_hold_one_each():
 
 def test_one_device_has_no_collectives():
     assert collective_ops(first_pass(toy_workload())) == ()
+
+
+def test_attention_and_mlp_side_by_side_share_a_norm_and_an_all_reduce():
+    model = toy_model(parallel_mlp=True)
+    step = first_pass(toy_workload(model=model, tensor_parallel=2))
+    assert by_name(block_ops(step, policy()))["norm"].count == 1
+    assert by_name(collective_ops(step))["all_reduce"].count == 2 + 1  # per block, and the logits'
+
+
+def test_alibi_costs_two_flops_per_score_and_no_bytes():
+    rotary = by_name(attention_ops(first_pass(toy_workload())))["qk_matmul"]
+    step = first_pass(toy_workload(model=toy_model(positions="alibi")))
+    alibi = by_name(attention_ops(step))["qk_matmul"]
+    assert alibi.flops - rotary.flops == 2 * 4 * (128 + 1)  # four heads
+    assert alibi.traffic == rotary.traffic
+    assert by_name(block_ops(step, policy()))["q_proj"].merged == ()

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 from perfmodel.errors import UnknownCostError, UnknownFactError
 from perfmodel.format_names import parse_format
 from perfmodel.ops import Matrix, Op, Traffic, gemm
-from perfmodel.roofline import compute_bound_batch, op_time
+from perfmodel.roofline import compute_bound_batch, layers_time, op_time
 from perfmodel.stack_files import load_stack, to_stack
 from perfmodel.stacks import SparseCost, Stack
 from perfmodel.strict_yaml import parse_yaml
@@ -174,3 +174,28 @@ def test_a_sparse_part_costs_a_launch_its_nonzeros_and_its_longest_row():
     assert time.sparse_s == pytest.approx(2 * (1e-6 + 20 * 5000 / 1e11 + 3 * 1000 / 1e9))
     with pytest.raises(UnknownCostError, match=r"-hybrid \(hybrid\); it knows rows"):
         op_time(decoding("squeezellm-w3-s0.5-hybrid"), hw, stack)
+
+
+def ragged_gemv(n: int, k: int) -> Op:
+    op = gemm("gemv", n * k, Traffic(weight_bytes=2 * n * k))
+    return replace(op, matrix=Matrix(format=parse_format("fp16"), out_features=n, in_features=k))
+
+
+def test_a_matrix_with_an_odd_side_reaches_a_share_of_the_share():
+    stack = replace(slow_stack(), ragged_share=0.5, launch_s=0.0)
+    whole, odd = ragged_gemv(4608, 4608), ragged_gemv(4544, 4544)  # 36 x 128; 35.5 x 128
+    assert op_time(whole, toy_hardware(), stack).time_s == pytest.approx(whole.bytes / 0.8e12)
+    assert op_time(odd, toy_hardware(), stack).time_s == pytest.approx(odd.bytes / 0.4e12)
+    assert not stack.is_ideal
+    assert not replace(IDEAL, ragged_share=0.5).is_ideal
+
+
+def test_what_the_host_paces_takes_longer_on_a_slow_host():
+    slow_host = toy_hardware(host_clock_hz=2.2e9)  # half of a workstation's 4.4 GHz
+    stack = replace(slow_stack(), layer_cycles=1e5)
+    cycles_s = 1e5 / slow_host.clock_hz
+    assert layers_time(2, toy_hardware(), stack).time_s == pytest.approx(2 * (100e-6 + cycles_s))
+    assert layers_time(2, slow_host, stack).time_s == pytest.approx(2 * (200e-6 + cycles_s))
+    op = Op(name="norm", kind="vector", flops=0, traffic=Traffic(read_bytes=8), count=4)
+    assert op_time(op, slow_host, stack).launch_s == pytest.approx(4 * 6e-6)
+    assert toy_hardware(host_clock_hz=5e9).host_slowdown == 1.0

@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from perfmodel.errors import UsageError
 from perfmodel.hardware import load_hardware
@@ -15,8 +16,15 @@ from perfmodel.workload import ACCOUNTINGS, PHASES, Workload
 from tests.perfmodel.toys import policy
 
 DEVICES = ("a6000", "a5000", "h200", "rtx4090", "a100", "orin", "mi300x", "l40s")
-STACKS = ("ideal", "squeezellm-2023", "memwall")
-MODELS = ("llama-7b", "llama-3-70b", "mistral-7b", "opt-13b", "qwen2.5-0.5b", "llama-3.1-405b")
+# What the host paces, and matrices with odd sides: Falcon on an Orin has both.
+HOST_PACED = replace(
+    load_stack("squeezellm-2023"), name="host-paced", layer_s=1e-4, launch_s=1e-6, ragged_share=0.6
+)
+STACKS = (*map(load_stack, ("ideal", "squeezellm-2023", "memwall")), HOST_PACED)
+MODELS = (
+    *("llama-7b", "llama-3-70b", "mistral-7b", "opt-13b", "qwen2.5-0.5b", "llama-3.1-405b"),
+    *("mpt-7b", "falcon-7b"),
+)
 FORMATS = ("fp16", "gptq-w3-g128", "squeezellm-w3", "squeezellm-w3-s0.45", "squeezellm-w4")
 
 
@@ -29,7 +37,7 @@ def random_grids(seed: int, rows: int) -> list[Grid]:
         tensor_parallel = draw.choice([[1], [1, 2]])
         devices = [name for name in DEVICES if tensor_parallel == [1] or name != "orin"]
         machines = [
-            (load_hardware(device), load_stack(stack))
+            (load_hardware(device), stack)
             for device in draw.sample(devices, 3)
             for stack in draw.sample(STACKS, 2)
         ]

@@ -5,8 +5,8 @@ from msgspec.structs import replace
 from perfmodel.format_names import parse_format
 from perfmodel.formats import BitPolicy
 from perfmodel.hardware import HardwareSpec, load_hardware
-from perfmodel.models import ModelShape
 from perfmodel.prediction import Prediction, predict
+from perfmodel.shape import ModelShape
 from perfmodel.stack_files import load_stack
 from perfmodel.workload import Workload
 
@@ -21,6 +21,7 @@ def toy_hardware(**changes: object) -> HardwareSpec:
         fp16_matmul_flop_per_s=1e14,
         fp32_flop_per_s=1e13,
         link_bytes_per_s=2e11,
+        host_clock_hz=None,
     )
     return replace(spec, **changes)
 
@@ -38,8 +39,11 @@ def toy_model(**changes: object) -> ModelShape:
         vocab=256,
         max_positions=1024,
         gated_mlp=True,
-        rope=True,
+        activation="silu",
+        positions="rotary",
         layer_norm=False,
+        norm_bias=False,
+        parallel_mlp=False,
         tied_embeddings=False,
         qkv_bias=False,
         o_bias=False,

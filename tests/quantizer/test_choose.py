@@ -36,12 +36,14 @@ def test_options_make_a_name_that_perfmodel_knows(arguments, name):
 )
 def test_grids_spend_a_budget_on_smaller_groups(method, name):
     assert format_of_bits(method, 3.25, LLAMA_7B) == name
+    assert format_of_bits(method, 6.25, LLAMA_7B) == name.replace("w3", "w6")
 
 
 def test_codebooks_spend_a_budget_on_sparse_values():
     name = format_of_bits("squeezellm", 3.25, LLAMA_7B)
     assert name.startswith("squeezellm-w3-s0.6")
     assert 3.249 < true_bits(name, LLAMA_7B) <= 3.25
+    assert format_of_bits("squeezellm", 5.5, LLAMA_7B).startswith("squeezellm-w5-s1.")
 
 
 def test_a_budget_that_no_format_meets_is_refused():

@@ -130,7 +130,7 @@ def test_sensitivity_forecasts_per_layer(llama, ids, capsys):
     [
         (["quantize", "MODEL", "--out", "OUT"], 2, "give one of --method with --bits"),
         (["quantize", "MODEL", "--out", "OUT", "--method", "rtn"], 2, "--method needs --bits"),
-        (["quantize", "MODEL", "--out", "OUT", "--format", "rtn-w5"], 2, "kernels read"),
+        (["quantize", "MODEL", "--out", "OUT", "--format", "spqr-w3-g32"], 2, "kernels read"),
         (["quantize", "MODEL", "--out", "OUT", "--format", "w4"], 2, "no method 'w4'"),
         (["quantize", "MODEL", "--out", "OUT", "--format", "squeezlm-w3"], 2, "did you mean"),
         (["quantize", "MODEL", "--out", "OUT", "--method", "awq", "--bits", "4"], 2,

@@ -57,7 +57,7 @@ def test_no_partition_is_better(row, entries):
     assert error_of(values, counted, batched) == pytest.approx(best, abs=1e-9)
 
 
-@pytest.mark.parametrize("entries", [1, 2, 3, 4, 8, 16])
+@pytest.mark.parametrize("entries", [1, 2, 3, 4, 8, 16, 32, 64, 128])
 def test_penalties_find_what_the_dynamic_program_finds(entries):
     values, weights = random_rows(8, 1500)
     centroids = cluster_rows(values, weights, entries).centroids
@@ -78,7 +78,9 @@ def test_ties_fall_back_to_the_dynamic_program():
     assert sorted(np.diff(bounds)) == [1, 1, 2, 2]
 
 
-@pytest.mark.parametrize(("rows", "columns", "entries"), [(5, 700, 8), (3, 300, 16), (2, 11008, 8)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "entries"), [(5, 700, 8), (3, 300, 16), (2, 11008, 8), (2, 150, 64)]
+)
 def test_torch_finds_the_same_optimum(rows, columns, entries):
     values, weights = random_rows(rows, columns)
     exact = cluster_rows(values, weights, entries).centroids

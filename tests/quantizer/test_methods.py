@@ -19,6 +19,7 @@ FORMATS = [
     *("gptq-w3", "gptq-w4", "gptq-w3-g64", "gptq-w4-g128", "gptq-w3-g64-act", "gptq-w4-g256"),
     *("awq-w3-g128", "awq-w4-g64", "spqr-w2-g16", "spqr-w4-g16-act"),
     *("gptvq-1d-w2-g384", "gptvq-2d-w2-g1024"),
+    *("rtn-w5", "squeezellm-w6-s0.45", "kmeans-w7", "gptq-w6-g128", "awq-w5-g64"),
 ]
 LAYOUTS = [
     "spqr-w3-g16-s1",
@@ -209,7 +210,7 @@ def test_rows_without_fisher_and_of_one_value_are_handled(columns):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"format": "rtn-w5"}, "kernels read 2, 3, 4, 8 bits"),
+        ({"format": "gptvq-2d-w3.5"}, "has 3.5 bits; kernels read 1d-w2"),
         ({"format": "squeezellm-w3@paper"}, "kernels read"),
         ({"format": "gptvq-4d-w3"}, "kernels read 1d-w2, 1d-w3, .*, 4d-w2"),
         ({"format": "spqr-w3-g32"}, "kernels read groups of 16"),
