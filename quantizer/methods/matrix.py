@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels.layouts import CsrWeight, Weight, dequantized
 from kernels.layouts.bilevel import GROUP as BILEVEL_GROUP
+from kernels.layouts.codes import codes_per_group
 from kernels.layouts.vector import FORMS as VECTOR_FORMS
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
@@ -104,6 +105,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return (codebook.rows * (codebook.columns or 0)) if codebook else 0
 
     @property
+    def subrow(self) -> int | None:
+        """Columns of a vector codebook's blockwise scale."""
+        return self.group if self.method == "gptvq" else None
+
+    @property
     def table_seeds(self) -> str:
         return self.seeds or ("exact" if self.dim == 1 else "mahalanobis")
 
@@ -191,6 +197,10 @@ def _check_readable(known: WeightFormat) -> None:
     if "@" in known.name or not readable:
         raise SettingsError(f"format {known.name!r} has {float(bits):g} bits; kernels read {have}")
     group = known.scales.group if known.scales else None
+    if known.name.startswith("gptvq") and group and codebook:
+        least = codebook.dim * codes_per_group(int(bits * codebook.dim))
+        if group < least:
+            raise SettingsError(f"format {known.name!r}: kernels read sub-rows of {least} or more")
     if known.name.startswith("spqr") and group != BILEVEL_GROUP:
         raise SettingsError(f"format {known.name!r}: kernels read groups of {BILEVEL_GROUP}")
 
