@@ -12,7 +12,7 @@ from torch import Tensor
 from quantizer.clustering.kmeans import cluster_rows
 
 SEEDS = ("mahalanobis", "kmeans++", "exact")
-AT_ONCE = 1 << 21  # distances held at a time
+AT_ONCE = 1 << 18  # distances held at a time: those that a core's cache holds
 
 
 def fit_tables(
@@ -43,14 +43,22 @@ def fit_tables(
 
 
 def nearest(points: Tensor, metric: Tensor, tables: Tensor) -> Tensor:
-    """(T, r, V) int64 entries nearest to points (T, r, V, d); tables (T, E, d)."""
-    norms = torch.einsum("tea,vab,teb->tve", tables, metric, tables)
+    """(T, r, V) int64 entries nearest to points (T, r, V, d); tables (T, E, d).
+
+    c^T D c - 2 c^T D x is one product of what is known of c (its components and their products)
+    and of what is known of x and its place.
+    """
+    first, second = torch.triu_indices(points.shape[3], points.shape[3], device=points.device)
+    squares = metric[:, first, second] * torch.where(
+        first == second, 1.0, 2.0
+    )  # (V, d (d + 1) / 2)
+    known = torch.cat((tables, tables[..., first] * tables[..., second]), dim=2).transpose(1, 2)
     found = []
-    per_row = max(1, norms.numel())
+    per_row = max(1, len(tables) * tables.shape[1] * points.shape[2])
     for part in points.split(max(1, AT_ONCE // per_row), dim=1):
-        pulled = (part[..., None, :] @ metric).squeeze(-2).flatten(1, 2)  # (T, rV, d): D x
-        distances = norms.repeat(1, part.shape[1], 1)  # (T, rV, E)
-        distances.baddbmm_(pulled, tables.transpose(1, 2), alpha=-2)
+        pulled = (part[..., None, :] @ metric).squeeze(-2) * -2.0
+        own = torch.cat((pulled, squares.expand(*part.shape[:3], -1)), dim=3)
+        distances = own.flatten(1, 2) @ known  # (T, rV, E)
         found.append(distances.argmin(dim=2).unflatten(1, part.shape[1:3]))
     return torch.cat(found, dim=1)
 
