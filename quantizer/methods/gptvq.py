@@ -12,8 +12,9 @@ paper      1 / U_tt^2           1 / U_tt^2           (w_t - q_t) / U_tt, column 
 released   U_tt                 1 / U_tt             the same
 joint      (U_BB^T U_BB)^-1     the same             (w - q) U_BB^-1, exact
 
-Blockwise scales (section 3.2): each sub-row is divided by its largest magnitude before the codebook
-is fitted, rounded to a 4-bit code; a normalised point then weighs its scale squared.
+Blockwise scales (section 3.2): before the codebook is fitted each sub-row is divided by its size,
+rounded to a 4-bit code: its root mean square, or as in the paper its largest magnitude
+(`subrow_size`). A normalised point weighs its scale squared.
 """
 
 from typing import NamedTuple
@@ -181,7 +182,7 @@ def _loop(weight: Tensor, factor: Tensor, subrows: Tensor, settings: Settings, r
         part = weight[:, start:end].unflatten(0, (-1, block_rows)).unflatten(2, (-1, dim))
         if settings.subrow:
             own, place = subrows[vectors].unique(return_inverse=True)
-            levels[:, own] = block_levels(part, place).flatten(0, 1)
+            levels[:, own] = block_levels(part, place, settings.subrow_size).flatten(0, 1)
         scale = level_values(levels)[:, subrows[vectors]].unflatten(0, (-1, block_rows))
         table = _fit_block(part, scale, metrics.codebook[vectors], settings, rows)
         errors = weight.new_empty((len(weight), end - start))
@@ -263,15 +264,20 @@ def level_values(levels: Tensor) -> Tensor:
     return torch.tensor(LEVELS, device=levels.device)[levels]
 
 
-def block_levels(part: Tensor, place: Tensor) -> Tensor:
+def block_levels(part: Tensor, place: Tensor, kind: str) -> Tensor:
     """(T, r, S) codes of the blockwise scales of (T, r, V, d) weights; place: (V,) which of the S.
 
-    The largest magnitude of a sub-row over the table's largest, to the nearest code in log2.
+    The root mean square, or the largest magnitude, of a sub-row over the table's largest, to the
+    nearest code in log2.
     """
-    size = part.abs().amax(dim=3)
-    largest = size.new_zeros((*size.shape[:2], int(place.max()) + 1))
-    largest.scatter_reduce_(2, place.expand_as(size), size, "amax")
-    most = largest.amax(dim=(1, 2), keepdim=True).clamp_min(LEAST_SCALE)
-    wanted = (largest / most * LEVELS[-1]).clamp_min(LEVELS[0]).log2()
+    sizes = part.new_zeros((*part.shape[:2], int(place.max()) + 1))
+    if kind == "max":
+        own = part.abs().amax(dim=3)
+        sizes.scatter_reduce_(2, place.expand_as(own), own, "amax")
+    else:
+        squares = sizes.index_add_(2, place, part.square().mean(dim=3)) / place.bincount()
+        sizes = squares.sqrt()
+    most = sizes.amax(dim=(1, 2), keepdim=True).clamp_min(LEAST_SCALE)
+    wanted = (sizes / most * LEVELS[-1]).clamp_min(LEVELS[0]).log2()
     steps = torch.tensor(LEVELS, device=part.device).log2()
     return (wanted[..., None] - steps).abs().argmin(dim=3)

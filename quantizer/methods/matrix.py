@@ -22,6 +22,7 @@ WEIGHTINGS = ("fisher", "activation", "none")
 SELECTIONS = ("paper", "gain", "sensitive", "outliers")
 ACT_ORDER_FORMS = ("fold", "gather")
 VECTOR_METRICS = ("paper", "released", "joint")
+SUBROW_SIZES = ("rms", "max")
 TABLE_SEEDS = ("mahalanobis", "kmeans++", "exact")
 LARGEST = torch.finfo(torch.float16).max  # tables, scales and sparse values are FP16
 
@@ -52,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # GPTVQ.
     vector_metric: str = "paper"
     seeds: str | None = None  # of a codebook; None: exact for 1-D, mahalanobis else
+    subrow_size: str = "rms"  # what blockwise scales measure; the paper: max
     em_rounds: int = 100
     update_codebook: bool = True
 
@@ -64,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "clustering": ("exact", "fast"),
             "act_order_form": ACT_ORDER_FORMS,
             "vector_metric": VECTOR_METRICS,
+            "subrow_size": SUBROW_SIZES,
             "seeds": (*TABLE_SEEDS, None),
         }
         for name, allowed in choices.items():

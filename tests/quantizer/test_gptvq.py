@@ -107,11 +107,20 @@ def test_every_part_earns_its_place():
     assert hessian_error(fits[2]) < 0.6 * error(weight, plain, damped(hessian))
 
 
-def test_blockwise_scales_are_largest_magnitudes_in_steps():
-    """By hand: sizes 8, 1, 4 and 0.1 over the largest, times 14; log2 of 14, 1.75, 7 and 0.175."""
+def test_blockwise_scales_are_sizes_in_steps():
+    """By hand: 8, 1, 4 and 0.1 over the largest, times 14: 14, 1.75, 7 and 0.175.
+
+    The mean square of the first half of the weights is 66.25 / 4, of the second 16.02 / 4: half as
+    large, 7.
+    """
     part = torch.tensor([[[[8.0, -1.0], [0.5, 1.0], [-4.0, 0.0], [0.1, 0.1]]]])  # (1, 1, 4, 2)
-    assert block_levels(part, torch.arange(4)).tolist() == [[[15, 3, 11, 0]]]
-    assert block_levels(part, torch.tensor([0, 0, 1, 1])).tolist() == [[[15, 11]]]
+    halves = torch.tensor([0, 0, 1, 1])
+    assert block_levels(part, torch.arange(4), "max").tolist() == [[[15, 3, 11, 0]]]
+    assert block_levels(part, halves, "max").tolist() == [[[15, 11]]]
+    assert block_levels(part, halves, "rms").tolist() == [[[15, 11]]]
+    assert block_levels(part, torch.arange(4), "rms").tolist() == [[[15, 4, 11, 0]]]
+    part[0, 0, 3] = 4.0
+    assert block_levels(part, halves, "rms").tolist() == [[[15, 14]]]  # 48 over 66.25: 0.85
 
 
 @pytest.mark.parametrize(
