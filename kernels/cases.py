@@ -21,7 +21,6 @@ from kernels.plan import (
     BILEVEL_PACK,
     GEMM_REGISTERS,
     GEMM_TOKENS,
-    VECTOR_PACK,
     WARP,
     bilevel_constants,
     exact_constants,
@@ -43,6 +42,7 @@ _TYPES = {
     "codes_ptr": "*i32",
     "table_ptr": "*i32",
     "scale_ptr": "*fp16",
+    "levels_ptr": "*i16",
     "pointers_ptr": "*i32",
     "columns_ptr": "*i16",
     "values_ptr": "*fp16",
@@ -82,6 +82,9 @@ _INT_PRMT = {
     ("int16", 4): 1.5,
 }
 
+# (dim, bits, columns of a blockwise scale): the widest and, of the main setting, the narrowest.
+BLOCKWISE = ((1, 2, 64), (2, 4, 16), (2, 4, 64), (2, 4, 256), (4, 8, 64))
+
 # Acceptance: what decoding alone has to allow, as a share of DRAM bandwidth.
 _ALWAYS = {"a5000": 1.0, "a6000": 1.0}
 _H200 = {
@@ -118,6 +121,7 @@ def kernel_cases(arch: int) -> tuple[KernelCase, ...]:
     uniform = [_uniform(path, bits) for path in _X for bits in BITS]
     uniform += [_grouped(bits) for bits in BITS]
     vectors = [_vector(dim, bits) for dim, bits in FORMS]
+    vectors += [_vector(dim, bits, subrow) for dim, bits, subrow in BLOCKWISE]
     vectors += [_bilevel(bits, sparse) for bits in BILEVEL_BITS for sparse in (False, True)]
     gathers = [_gather(bits) for bits in BITS if bits not in REGISTER_BITS]
     return (*luts, *gathers, *fused, *gemms, *uniform, *vectors, _fp16(), _csr_rows())
@@ -266,16 +270,20 @@ def _grouped(bits: int) -> KernelCase:
     )
 
 
-def _vector(dim: int, bits: int) -> KernelCase:
+def _vector(dim: int, bits: int, subrow: int | None = None) -> KernelCase:
     """Tables that cost 0.125 bits per weight and their scales, as in GPTVQ's main setting."""
-    constants = vector_constants(dim, bits)
+    constants = vector_constants(dim, bits, subrow)
     entries, codes = 2**bits, codes_per_group(bits)
     block_rows, block_columns = table_block(entries * dim * 64)
+    table_bits = (entries * dim * 8 + 16) / (block_rows * block_columns)
     table = "*i16" if dim == 2 and not constants["TABLE"] else "*i32"
     words = "*i64" if dim == 4 else "*i32"
-    signature = _types("words_ptr", *_TABLE, *_OUTPUT) | {"table_ptr": table, "words_ptr": words}
+    signature = _types("words_ptr", *_TABLE, "levels_ptr", *_OUTPUT)
+    signature |= {"table_ptr": table, "words_ptr": words}
+    if subrow is None:  # what stands in for the blockwise scales
+        signature["levels_ptr"] = "*i32"
     return KernelCase(
-        name=f"gptvq{dim}d-w{bits / dim:g}",
+        name=f"gptvq{dim}d-w{bits / dim:g}{'' if subrow is None else f'-n{subrow}'}",
         module="kernels.vector_gemv",
         function="vector_gemv_kernel",
         signature=signature,
@@ -284,14 +292,15 @@ def _vector(dim: int, bits: int) -> KernelCase:
             "TOTAL": COLUMNS // dim // codes,
             "T": K_ALIGN // dim // codes,
             "PARTS": 1,
+            "ROW_SUBROWS": 0 if subrow is None else COLUMNS // subrow,
             "TABLE_ROWS": block_rows,
             "ROW_TABLES": COLUMNS // block_columns,
             "TILES_PER_TABLE": block_columns // K_ALIGN,
             **constants,
         },
-        weight_bits=bits / dim + (entries * dim * 8 + 16) / (block_rows * block_columns),
-        weights_per_iteration=ROWS * VECTOR_PACK[dim, bits] * WARP * codes * dim,
-        invariants={"HFMA2": 1.0},
+        weight_bits=bits / dim + table_bits + (4 / subrow if subrow else 0),
+        weights_per_iteration=ROWS * int(str(constants["BLOCK"])) * codes * dim,
+        invariants={"HFMA2": 0.97 if subrow == 16 else 1.0},  # chains of 8 begin with an HMUL2
         least_share={"a6000": 1.0},
     )
 

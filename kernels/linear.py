@@ -16,8 +16,8 @@ from kernels.layouts.tensors import from_tensors, to_tensors
 from kernels.layouts.weights import Weight
 
 TENSORS = (
-    "words", "table", "scale", "order", "row_pointers", "columns", "values", "start_rows",
-    "dense_values", "dense_rows",
+    "words", "table", "scale", "order", "levels", "row_pointers", "columns", "values",
+    "start_rows", "dense_values", "dense_rows",
 )  # fmt: skip
 
 
@@ -89,10 +89,10 @@ class QuantizedLinear(nn.Module):
                 self.path,
             )  # fmt: skip
         else:
-            groups = (meta.get("group_size", 0), meta.get("act_order", ""))
+            groups = (meta.get("group_size", 0), meta.get("subrow", 0), meta.get("act_order", ""))
             y = ops.linear(
-                tokens, self.words, table, scale, self.order, self.counters, *geometry,
-                *groups, self.path,
+                tokens, self.words, table, scale, self.order, self.levels, self.counters,
+                *geometry, *groups, self.path,
             )  # fmt: skip
         y = y if self.bias is None else y + self.bias
         return y.reshape(*x.shape[:-1], self.out_features)

@@ -27,23 +27,26 @@ def _linear(
     table: Tensor | None,
     scale: Tensor | None,
     order: Tensor | None,
+    levels: Tensor | None,
     counters: Tensor | None,
     kind: str,
     bits: int,
     columns: int,
     tile_codes: int,
     group_size: int,
+    subrow: int,
     act_order: str,
     path: str,
 ) -> Tensor:
     """Y = X W^T; x (M, K) float16 -> (M, N) float16."""
-    tensors = {"words": words, "table": table, "scale": scale, "order": order}
+    tensors = {"words": words, "table": table, "scale": scale, "order": order, "levels": levels}
     meta = {
         "kind": kind,
         "bits": bits,
         "columns": columns,
         "tile_codes": tile_codes,
         "group_size": group_size,
+        "subrow": subrow,
         "act_order": act_order,
     }
     weight, _ = from_tensors(tensors, meta)

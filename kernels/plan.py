@@ -6,7 +6,7 @@ compile the same kernel. Imports no triton.
 
 from kernels import ptx
 from kernels.layouts.codes import codes_per_group, quad_parts, words_per_group
-from kernels.layouts.vector import IN_REGISTERS
+from kernels.layouts.vector import IN_REGISTERS, subrow_groups
 from kernels.ptx_pairs import ENTRY_SCALE, INT8_CENTRE, U7_CENTRE, uniform_entry_scale
 
 WARP = 32  # lanes; a tile is read by one warp
@@ -112,9 +112,13 @@ def vector_kind(dim: int, bits: int) -> str:
     return f"{'vector' if (dim, bits) in IN_REGISTERS else 'gathered'}{dim}"
 
 
-def vector_constants(dim: int, bits: int) -> dict[str, object]:
-    """Constants of `vector_gemv`, besides the geometry of rows and tables."""
-    pack = VECTOR_PACK[dim, bits]
+def vector_constants(dim: int, bits: int, subrow: int | None = None) -> dict[str, object]:
+    """Constants of `vector_gemv`, besides the geometry of rows and tables.
+
+    The groups of a lane have one scale: sub-rows of fewer groups make it take fewer.
+    """
+    joined = 0 if subrow is None else subrow_groups(dim, bits, subrow)
+    pack = min(VECTOR_PACK[dim, bits], joined or WARP)
     step = ptx.vector_step(vector_kind(dim, bits), bits, pack)
     return {
         "BLOCK": WARP * pack,
@@ -123,10 +127,11 @@ def vector_constants(dim: int, bits: int) -> dict[str, object]:
         "INPUTS": step.inputs,
         "TABLE": step.table,
         "BITS": bits,
+        "SUBROW": joined,
         "QUADS": 0 if step.table else codes_per_group(bits) // 4,
         "TEXT": step.text,
         "CONSTRAINTS": step.constraints,
-        "GAIN": 1 / ENTRY_SCALE,
+        "GAIN": (0.5 if joined else 1) / ENTRY_SCALE,  # blockwise scales come doubled
     }
 
 

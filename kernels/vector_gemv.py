@@ -4,6 +4,7 @@ A table serves whole tiles of 128 columns, so that the groups of codes of a thre
 entries (or their address) and its scale are fetched once per step. Tables of one component, or of
 16 pairs, sit in registers and are looked up by byte permutes; larger ones are gathered, an entry of
 two or four int8 components per load, from the L1 cache. Products in FP16 chains, as in `lut_gemv`.
+A blockwise scale multiplies the sum of a lane's products: its code is the top of an FP32 pattern.
 """
 
 import torch
@@ -65,6 +66,13 @@ def _table_words(table_ptr, table, inside, BLOCK: tl.constexpr, COUNT: tl.conste
 
 
 @triton.jit
+def _level(codes, ROW: tl.constexpr):
+    """Twice the value of row ROW's code in words of four: two bits of exponent, two of mantissa."""
+    pattern = (codes << (21 - 4 * ROW)) & (15 << 21)
+    return (pattern | 0x40000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _quad(codes, QUAD: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr):
     """Four codes as the bytes of a word; of 5 and 6 bits the upper ones are in the last word."""
     if BITS == 8:
@@ -96,10 +104,10 @@ def _entries(
 
 @triton.jit
 def _add_block(
-    sums, words_ptr, codes_ptr, table_ptr, scale_ptr, rows, first,
+    sums, words_ptr, codes_ptr, table_ptr, scale_ptr, levels_ptr, rows, first,
     TOTAL: tl.constexpr, MASKED: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
     DIM: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, TABLE: tl.constexpr,
-    BITS: tl.constexpr, QUADS: tl.constexpr,
+    BITS: tl.constexpr, SUBROW: tl.constexpr, QUADS: tl.constexpr,
     TABLE_ROWS: tl.constexpr, ROW_TABLES: tl.constexpr, TILES_PER_TABLE: tl.constexpr,
     TEXT: tl.constexpr, CONSTRAINTS: tl.constexpr, GAIN: tl.constexpr,
 ):  # fmt: skip
@@ -108,8 +116,12 @@ def _add_block(
     index = first + tl.arange(0, BLOCK)
     inside = index < TOTAL
     xs = _load_inputs(words_ptr, index, T, DIM, INPUTS, inside, MASKED)
-    lane_tile = (first + tl.arange(0, 32) * PACK) // T
+    lane_group = first + tl.arange(0, 32) * PACK
+    lane_tile = lane_group // T
     lane_inside = lane_tile * T < TOTAL
+    if SUBROW > 0:  # the blockwise scales of the four rows
+        levels = tl.load(levels_ptr + lane_group // SUBROW, mask=lane_inside, other=0)
+        levels = levels.to(tl.int32)
     out = ()
     for row in tl.static_range(4):
         codes = load_planes(
@@ -119,13 +131,17 @@ def _add_block(
             row_tables = rows[row] // TABLE_ROWS * ROW_TABLES
             table = row_tables + lane_tile // TILES_PER_TABLE
             factor = tl.load(scale_ptr + table, mask=lane_inside, other=0.0)
-            scale = _spread(factor.to(tl.float32) * GAIN, BLOCK)
+            factor = factor.to(tl.float32) * GAIN
             if TABLE > 0:
                 words = _table_words(table_ptr, table, lane_inside, BLOCK, TABLE)
             else:
                 base = (row_tables + index // T // TILES_PER_TABLE) << BITS
                 if MASKED:
                     base = tl.where(inside, base, 0)
+        if SUBROW > 0:
+            scale = _spread(factor * _level(levels, row), BLOCK)
+        else:
+            scale = _spread(factor, BLOCK)
         if TABLE > 0:
             operands = codes + xs + words
         else:
@@ -140,31 +156,35 @@ def _add_block(
 
 @triton.jit
 def vector_gemv_kernel(
-    words_ptr, codes_ptr, table_ptr, scale_ptr, y_ptr, partials_ptr, counters_ptr, N,
+    words_ptr, codes_ptr, table_ptr, scale_ptr, levels_ptr, y_ptr, partials_ptr, counters_ptr, N,
     TOTAL: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
     DIM: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, TABLE: tl.constexpr,
-    BITS: tl.constexpr, QUADS: tl.constexpr,
+    BITS: tl.constexpr, SUBROW: tl.constexpr, ROW_SUBROWS: tl.constexpr, QUADS: tl.constexpr,
     TABLE_ROWS: tl.constexpr, ROW_TABLES: tl.constexpr, TILES_PER_TABLE: tl.constexpr,
     TEXT: tl.constexpr, CONSTRAINTS: tl.constexpr, GAIN: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row groups, parts). words: FP16 activations as int32 pairs, for DIM 4 as int64."""
+    """Grid (row groups, parts). words: FP16 activations as int32 pairs, for DIM 4 as int64.
+
+    SUBROW: groups of codes per blockwise scale, 0 without them.
+    """
     group, part = tl.program_id(0), tl.program_id(1)
     rows = four_rows(group, N)
+    levels_ptr += group * ROW_SUBROWS
     STEPS: tl.constexpr = TOTAL // BLOCK
     PART: tl.constexpr = STEPS // PARTS
     zero = tl.zeros((BLOCK,), tl.float32)
     sums = (zero, zero, zero, zero)
     for step in range(PART):
         sums = _add_block(
-            sums, words_ptr, codes_ptr, table_ptr, scale_ptr, rows, (part * PART + step) * BLOCK,
-            TOTAL, False, T, BLOCK, DIM, WORDS, INPUTS, TABLE, BITS, QUADS, TABLE_ROWS,
-            ROW_TABLES, TILES_PER_TABLE, TEXT, CONSTRAINTS, GAIN,
+            sums, words_ptr, codes_ptr, table_ptr, scale_ptr, levels_ptr, rows,
+            (part * PART + step) * BLOCK, TOTAL, False, T, BLOCK, DIM, WORDS, INPUTS, TABLE, BITS,
+            SUBROW, QUADS, TABLE_ROWS, ROW_TABLES, TILES_PER_TABLE, TEXT, CONSTRAINTS, GAIN,
         )  # fmt: skip
     if TOTAL % BLOCK > 0:
         if part == PARTS - 1:
             sums = _add_block(
-                sums, words_ptr, codes_ptr, table_ptr, scale_ptr, rows, STEPS * BLOCK, TOTAL, True,
-                T, BLOCK, DIM, WORDS, INPUTS, TABLE, BITS, QUADS, TABLE_ROWS,
+                sums, words_ptr, codes_ptr, table_ptr, scale_ptr, levels_ptr, rows, STEPS * BLOCK,
+                TOTAL, True, T, BLOCK, DIM, WORDS, INPUTS, TABLE, BITS, SUBROW, QUADS, TABLE_ROWS,
                 ROW_TABLES, TILES_PER_TABLE, TEXT, CONSTRAINTS, GAIN,
             )  # fmt: skip
     values = (tl.sum(sums[0], 0), tl.sum(sums[1], 0), tl.sum(sums[2], 0), tl.sum(sums[3], 0))
@@ -189,7 +209,7 @@ def vector_gemv(
     codes, (rows, columns) = weight.codes, weight.shape
     check_tensor("x", x, dtype=torch.float16, shape=(columns,), device=weight.device)
     check_aligned("words", codes.words)
-    constants = vector_constants(*weight.form)
+    constants = vector_constants(*weight.form, weight.subrow)
     steps, groups = codes.groups // int(str(constants["BLOCK"])), row_groups(rows)
     parts = fitting_parts(steps, groups, x.device) if parts is None else parts
     if parts != 1 and (parts < 1 or steps == 0 or steps % parts):
@@ -205,6 +225,7 @@ def vector_gemv(
         codes.words,
         table if constants["TABLE"] or codes.dim == 4 else table.view(torch.int16),
         weight.scale,
+        codes.words if weight.levels is None else weight.levels,
         y,
         partials,
         counters,
@@ -213,6 +234,7 @@ def vector_gemv(
         T=codes.tile_groups,
         PARTS=parts,
         TABLE_ROWS=block_rows,
+        ROW_SUBROWS=0 if weight.levels is None else weight.levels.shape[1],
         ROW_TABLES=table.shape[1],
         TILES_PER_TABLE=block_columns // K_ALIGN,
         num_warps=1,

@@ -9,7 +9,8 @@ kmeans-w4, squeezellm-w3[-s0.45] codebook per row, 2 to 8 bits; -s: sparse share
     [-int8|-u7|-sym]             codebook entries: int8 or 7 bit with a scale, or sign-symmetric
     [-balanced|-hybrid]          start rows, or the ten densest rows apart
 spqr-w3-g16[-s1][-act]           3-bit statistics per group, FP16 statistics per block
-gptvq-2d-w2[-g2048]              vector codebook of int8 entries per group of weights
+gptvq-2d-w2[-g2048][-n64]        vector codebook of int8 entries per group of weights; -n: a 4-bit
+                                 scale per so many weights of a row (normalised sub-rows)
 NAME@paper                       bits as the papers count them
 squeezellm-...@released          bits as SqueezeLLM's released code stores them
 """
@@ -32,8 +33,8 @@ MAX_IDEAL_BITS = 32
 MAX_NAME_CHARS = 64
 
 _TOKEN = re.compile(
-    r"w(?P<bits>[0-9]+(\.[0-9]+)?)|g(?P<group>[0-9]+)|s(?P<sparsity>[0-9]+(\.[0-9]+)?)"
-    r"|(?P<dim>[124])d|(?P<act>act)|(?P<entry>int8|u7|sym)|(?P<layout>balanced|hybrid)"
+    r"w(?P<bits>[0-9]+(\.[0-9]+)?)|g(?P<group>[0-9]+)|n(?P<subrow>[0-9]+)"
+    r"|s(?P<sparsity>[0-9]+(\.[0-9]+)?)|(?P<dim>[124])d|(?P<act>act)|(?P<entry>int8|u7|sym)|(?P<layout>balanced|hybrid)"
 )
 
 EXAMPLES = (
@@ -61,6 +62,7 @@ EXAMPLES = (
     "spqr-w3-g16-s1",
     "gptvq-1d-w2",
     "gptvq-2d-w2",
+    "gptvq-2d-w2-n64",
     "gptvq-4d-w2",
 )
 
@@ -71,6 +73,7 @@ class _Words(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     bits: Fraction | None = None
     group: int | None = None
+    subrow: int | None = None
     sparsity: Fraction | None = None  # share, not percent
     dim: int | None = None
     act: str | None = None
@@ -126,6 +129,7 @@ def _words(name: str, base: str) -> _Words:
         method=first,
         bits=Fraction(found["bits"]) if "bits" in found else None,
         group=int(found["group"]) if "group" in found else None,
+        subrow=int(found["subrow"]) if "subrow" in found else None,
         sparsity=Fraction(found["sparsity"]) / 100 if "sparsity" in found else None,
         dim=int(found["dim"]) if "dim" in found else None,
         act=found.get("act"),
@@ -145,7 +149,7 @@ def _near(base: str) -> str:
 def _check(name: str, words: _Words) -> None:
     """Every word given must belong to the method, every word it needs must be given."""
     _, allowed, needed, widths = _METHODS[words.method]
-    for key in ("bits", "group", "sparsity", "dim", "act", "entry", "layout"):
+    for key in ("bits", "group", "subrow", "sparsity", "dim", "act", "entry", "layout"):
         given = getattr(words, key) is not None
         if given and key not in allowed:
             raise UsageError(f"weight format {name!r}: {words.method} takes no {key}")
@@ -241,6 +245,7 @@ def _gptvq(words: _Words) -> WeightFormat:
 
     A codebook serves `group` weights: rows of 256 columns, or of 128 where 256 do not divide it;
     by default as many as make the codebook cost 0.125 bits per weight, the paper's main setting.
+    Blockwise scales are 4-bit codes per sub-row, those of four rows together (section 3.2).
     """
     dim, bits = words.dim or 1, words.bits or Fraction(0)
     index_bits = bits * dim
@@ -253,6 +258,9 @@ def _gptvq(words: _Words) -> WeightFormat:
     if group % K_MULTIPLE:
         raise UsageError(f"gptvq: found groups of {group}, expected a multiple of {K_MULTIPLE}")
     columns = K_MULTIPLE * (1 if group % (2 * K_MULTIPLE) else 2)
+    if words.subrow is not None and words.subrow not in (16, 32, 64, 128, columns):
+        have = f"16, 32, 64, 128 and the columns of a codebook, {columns}"
+        raise UsageError(f"gptvq: found sub-rows of {words.subrow} weights; have: {have}")
     return WeightFormat(
         name=words.method,
         code_bits=bits,
@@ -265,6 +273,9 @@ def _gptvq(words: _Words) -> WeightFormat:
             rows=group // columns,
             columns=columns,
         ),
+        scales=None
+        if words.subrow is None
+        else Scales(bits_per_group=4, group=words.subrow, row_multiple=4, k_multiple=K_MULTIPLE),
     )
 
 
@@ -342,5 +353,5 @@ _METHODS: dict[str, tuple[_Builder, set[str], set[str], tuple[Fraction, ...]]] =
     "kmeans": (_lookup, {"bits", "sparsity", "entry", "layout"}, {"bits"}, _WHOLE),
     "squeezellm": (_lookup, {"bits", "sparsity", "entry", "layout"}, {"bits"}, _WHOLE),
     "spqr": (_spqr, {"bits", "group", "sparsity", "act"}, {"bits", "group"}, _SPQR),
-    "gptvq": (_gptvq, {"bits", "group", "dim"}, {"bits", "dim"}, _GPTVQ),
+    "gptvq": (_gptvq, {"bits", "group", "subrow", "dim"}, {"bits", "dim"}, _GPTVQ),
 }

@@ -15,6 +15,7 @@ from kernels.layouts import (
     pack_uniform,
     pack_vector,
 )
+from kernels.layouts.codes import padded
 from kernels.layouts.vector import table_grid
 from perfmodel.format_names import DENSEST_ROWS, NONZEROS_PER_START_ROW, parse_format
 
@@ -27,6 +28,7 @@ LOOKUP = (
 VECTOR = (
     *("gptvq-1d-w2", "gptvq-1d-w2-g384", "gptvq-1d-w3", "gptvq-1d-w4", "gptvq-2d-w2"),
     *("gptvq-2d-w2.5-g1152", "gptvq-2d-w3", "gptvq-2d-w4-g2048", "gptvq-4d-w2"),
+    *("gptvq-1d-w2-g384-n32", "gptvq-2d-w2-n16", "gptvq-2d-w2-n256", "gptvq-4d-w2-n64"),
 )
 UNIFORM = (
     *("rtn-w2", "gptq-w3", "gptq-w4", "rtn-w8", "gptq-w3-g128", "awq-w4-g128", "rtn-w4-g64"),
@@ -93,12 +95,16 @@ def packed_vector(name: str, n: int, k: int):
     codebook = parse_format(name).codebook
     group = codebook.rows * codebook.columns
     blocks = table_grid(n, k, group)
+    scales = parse_format(name).scales
+    subrow = scales and scales.group
     return pack_vector(
         torch.zeros(n, -(-k // codebook.dim), dtype=torch.uint8),
         torch.zeros(*blocks, codebook.entries, codebook.dim, dtype=torch.int8),
         torch.ones(blocks, dtype=torch.float16),
         group=group,
         columns=k,
+        subrow=subrow,
+        levels=torch.zeros(n, -(-padded(k) // subrow), dtype=torch.uint8) if subrow else None,
     )
 
 

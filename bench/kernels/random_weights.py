@@ -25,10 +25,18 @@ from kernels.layouts import (
 from kernels.layouts.bilevel import BITS as BILEVEL_BITS
 from kernels.layouts.bilevel import BLOCK_ROWS, GROUP, PLANES, QUAD
 from kernels.layouts.codebook import to_planes
-from kernels.layouts.codes import BITS, DEFAULT_TILE_CODES, K_ALIGN, padded, row_words
+from kernels.layouts.codes import (
+    BITS,
+    DEFAULT_TILE_CODES,
+    K_ALIGN,
+    codes_per_group,
+    padded,
+    row_words,
+)
 from kernels.layouts.sparse import pack_csr
 from kernels.layouts.uniform import group_tile
 from kernels.layouts.vector import FORMS, code_order, table_grid
+from kernels.layouts.vector import QUAD as LEVEL_ROWS
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
 from perfmodel.formats import Sparse, WeightFormat
@@ -75,7 +83,8 @@ def runnable_format(format_name: str) -> WeightFormat:
     method = stored.name.partition("-")[0]
     packed = method in UNIFORM + LOOKUP and stored.code_bits in BITS
     if stored.codebook and method == "gptvq":
-        packed = (stored.codebook.dim, stored.code_bits * stored.codebook.dim) in FORMS
+        form = (stored.codebook.dim, stored.code_bits * stored.codebook.dim)
+        packed = form in FORMS and _subrow_is_read(stored, *map(int, form))
     elif stored.scales and method == "spqr":
         packed = stored.code_bits in BILEVEL_BITS and stored.scales.group == GROUP
     if "@" in stored.name or not (packed or method == "fp16"):
@@ -84,6 +93,12 @@ def runnable_format(format_name: str) -> WeightFormat:
         have = ", ".join(("fp16", *names, f"spqr-w{{2,3,4}}-g{GROUP}", *vectors))
         raise UsageError(f"no kernel runs weights {format_name!r}; have: {have}")
     return stored
+
+
+def _subrow_is_read(stored: WeightFormat, dim: int, bits: int) -> bool:
+    """Whether blockwise scales, if there are any, serve whole groups of codes."""
+    group = stored.scales and stored.scales.group
+    return not group or group >= dim * codes_per_group(bits)
 
 
 def _codes(
@@ -169,7 +184,12 @@ def _vector(
     blocks = table_grid(*shape, group)
     size = (*blocks, book.entries * dim // 4)
     table = torch.empty(size, dtype=torch.int32, device=generator.device)
-    step = 1 / (128 * math.sqrt(shape[1]))
+    step, subrow, levels = 1 / (128 * math.sqrt(shape[1])), None, None
+    if stored.scales and stored.scales.group:
+        subrow, step = stored.scales.group, step / 6  # the root mean square of the levels
+        height, width = -(-shape[0] // LEVEL_ROWS), -(-padded(shape[1]) // subrow)
+        levels = torch.empty((height, width), dtype=torch.int16, device=generator.device)
+        levels.random_(-(2**15), 2**15, generator=generator)
     return VectorWeight(
         codes=_codes(
             bits, shape, generator, order=code_order(dim, bits), tile_codes=K_ALIGN // dim, dim=dim
@@ -177,6 +197,8 @@ def _vector(
         table=table.random_(-(2**31), 2**31, generator=generator),
         scale=torch.full(blocks, step, dtype=torch.float16, device=generator.device),
         group=group,
+        subrow=subrow,
+        levels=levels,
     )
 
 

@@ -98,8 +98,8 @@ GPU_SUBJECTS = (
     "squeezellm-w2:int16:int", "squeezellm-w3-s0.45", "squeezellm-w3-s0.45:csr",
     "squeezellm-w3-s0.45-hybrid:csr", "squeezellm-w3-s0.45-balanced:csr",
     "gptvq-4d-w2", "gptvq-2d-w2", "gptvq-2d-w3", "spqr-w3-g16-s1", "gptvq-1d-w3", "gptvq-2d-w4",
-    "gptvq-2d-w2.5", "gptvq-1d-w2", "gptvq-1d-w4", "spqr-w4-g16-s1", "spqr-w3-g16",
-    "spqr-w3-g16-s1-act",
+    "gptvq-2d-w2.5", "gptvq-2d-w2-n64", "gptvq-1d-w2", "gptvq-1d-w4", "spqr-w4-g16-s1",
+    "spqr-w3-g16", "spqr-w3-g16-s1-act",
 )  # fmt: skip
 
 # What a GPU is to reach (bench/aims.py) is said of these, and of the formats that generate text.

@@ -1,8 +1,8 @@
 """numba twin of the vector-codebook GEMV, on the same packed bytes.
 
 Tables of one component, or of 16 pairs, are looked up in registers (`simd.tile_dot`, AVX2). Codes
-of a byte load two or four int8 entries each from a table in the L1 cache. Other forms and machines
-dequantize and multiply.
+of a byte load two or four int8 entries each from a table in the L1 cache. Other forms, machines and
+narrow blockwise scales dequantize and multiply.
 """
 
 from collections.abc import Callable
@@ -21,37 +21,57 @@ from kernels.cpu.tiles import tile_order
 from kernels.layouts.codes import K_ALIGN, codes_per_group, words_per_group
 from kernels.layouts.vector import (
     IN_REGISTERS,
+    LEVELS,
+    QUAD,
     VectorWeight,
     check_vector,
     dequantize_vector,
+    subrow_groups,
     table_block,
 )
-
-BLOCK = 8  # words that vector code decodes together; 4 where a tile has no more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Runs:
-    """Stretches of a row that one table serves, or that are decoded together."""
+    """Stretches of a row that have one table and one blockwise scale."""
 
     tiles: np.ndarray  # (runs, 3) int64: first word, groups, first position of x
     tables: np.ndarray  # (runs,) int64: column block
+    levels: np.ndarray  # (runs,) int64: blockwise scale
     order: np.ndarray  # (padded K,) int64: column at each position of x
-    block: int
+    block: int  # words that vector code decodes together
 
 
 @lru_cache(maxsize=64)
-def _runs(dim: int, bits: int, columns: int, table_columns: int) -> _Runs:
-    groups = K_ALIGN // dim // codes_per_group(bits)  # of a tile
-    count, words = -(-columns // K_ALIGN), words_per_group(bits)
+def _runs(
+    dim: int, bits: int, columns: int, table_columns: int, subrow: int | None
+) -> _Runs | None:
+    """None where vector code decodes more words together than have one scale."""
+    tile, words = K_ALIGN // dim // codes_per_group(bits), words_per_group(bits)
+    count = -(-columns // K_ALIGN)
     joined = table_columns // K_ALIGN if words == 1 else 1  # tiles that follow without a seam
-    first = np.arange(0, count, joined)
-    sizes = np.minimum(joined, count - first)
-    tiles = np.stack((first * groups * words, sizes * groups, first * K_ALIGN), axis=1)
-    block = min(BLOCK, groups)
-    own = _tile_order(dim, bits, groups, block)
-    order = (np.arange(count)[:, None] * K_ALIGN + own).flatten()
-    return _Runs(tiles=tiles, tables=first * K_ALIGN // table_columns, order=order, block=block)
+    scaled = subrow_groups(dim, bits, subrow) if subrow else joined * tile
+    size = min(joined * tile, scaled)
+    block = _block(dim, bits, size)
+    if block is None or (words > 1 and size < tile):
+        return None
+    first = np.arange(0, count * tile, size)
+    start = first * (K_ALIGN // tile)
+    tiles = np.stack((first * words, np.minimum(size, count * tile - first), start), axis=1)
+    order = (np.arange(count)[:, None] * K_ALIGN + _tile_order(dim, bits, tile, block)).flatten()
+    return _Runs(
+        tiles=tiles,
+        tables=start // table_columns,
+        levels=first // scaled if subrow else 0 * first,
+        order=order,
+        block=block,
+    )
+
+
+def _block(dim: int, bits: int, groups: int) -> int | None:
+    """The widest vectors whose words divide so many."""
+    per_word = 1 if (dim, bits) in IN_REGISTERS else dim  # a gathered word is codes, not entries
+    return next((block for block in (8, 4) if groups % (block // per_word) == 0), None)
 
 
 def _tile_order(dim: int, bits: int, groups: int, block: int) -> np.ndarray:
@@ -61,7 +81,13 @@ def _tile_order(dim: int, bits: int, groups: int, block: int) -> np.ndarray:
     if (dim, bits) not in IN_REGISTERS:  # byte by byte: slot s of word i is vector s * groups + i
         word, slot = np.divmod(np.arange(4 * groups), 4)
         return (dim * (slot * groups + word)[:, None] + np.arange(dim)).flatten()
-    lanes = np.array([(bit // bits, word) for _, word, bit in simd.vector_slots(bits, block)])
+    lanes = np.array(
+        [
+            (bit // bits, start + word)
+            for start in range(0, groups, block)
+            for _, word, bit in simd.vector_slots(bits, block)
+        ]
+    )
     vector = lanes[:, 0] * groups + lanes[:, 1]
     halves = vector.reshape(-1, 1, 4 * block) * dim + np.arange(dim)[None, :, None]
     return halves.flatten()
@@ -69,10 +95,10 @@ def _tile_order(dim: int, bits: int, groups: int, block: int) -> np.ndarray:
 
 @cache
 def _gemv(entries: str, bits: int, block: int) -> Callable:
-    dot = tile_dot(entries, bits, block)
+    dot, steps = tile_dot(entries, bits, block), np.array(LEVELS, np.float32)
 
     @njit(parallel=True, nogil=True)
-    def run(words, tiles, tables_of, x, tables, scales, height, y):
+    def run(words, tiles, tables_of, levels_of, x, tables, scales, levels, height, y):
         row_words, blocks, size = words.shape[1], tables.shape[1], tables.shape[2]
         for n in prange(words.shape[0]):
             total = np.float32(0)
@@ -80,7 +106,8 @@ def _gemv(entries: str, bits: int, block: int) -> Callable:
                 table = n // height * blocks + tables_of[tile]
                 word, groups, first = tiles[tile]
                 part = dot(words, n * row_words + word, groups, x, first, tables, table * size)
-                total += half_to_float(scales[n // height, tables_of[tile]]) * part
+                level = steps[levels[n // QUAD, levels_of[tile]] >> 4 * (n % QUAD) & 15]
+                total += level * half_to_float(scales[n // height, tables_of[tile]]) * part
             y[n] = total
 
     return run
@@ -96,10 +123,11 @@ def vector_gemv(x: Tensor, weight: VectorWeight) -> Tensor:
     dim, bits = weight.form
     rows, columns = weight.shape
     height, width = table_block(weight.group)
-    in_registers = weight.form in IN_REGISTERS
-    if not simd.available() or (not in_registers and bits != 8):
+    in_registers, runs = weight.form in IN_REGISTERS, None
+    if simd.available() and (in_registers or bits == 8):
+        runs = _runs(dim, bits, columns, width, weight.subrow)
+    if runs is None:
         return dequantize_vector(weight) @ x.float()
-    runs = _runs(dim, bits, columns, width)
     padded = np.zeros(weight.codes.padded_columns, np.float32)
     padded[:columns] = x.float().numpy()
     ordered, words = padded[runs.order], weight.codes.words.numpy()
@@ -109,6 +137,12 @@ def vector_gemv(x: Tensor, weight: VectorWeight) -> Tensor:
     run = _gemv(entries, bits, runs.block)
     scales = weight.scale.view(torch.int16).numpy().view(np.uint16)
     tables = weight.table.numpy().view(np.uint8)
+    levels = np.zeros((-(-rows // QUAD), 1), np.int16)  # all 1
+    if weight.levels is not None:
+        levels = weight.levels.numpy()
     y = torch.empty(rows, dtype=torch.float32)
-    run(words, runs.tiles, runs.tables, ordered, tables, scales, height, y.numpy())
+    run(
+        words, runs.tiles, runs.tables, runs.levels, ordered, tables, scales, levels, height,
+        y.numpy(),
+    )  # fmt: skip
     return y

@@ -1,9 +1,10 @@
 """Records as flat tensors and a few plain values, for checkpoints and `torch.library` ops.
 
 Tensor names: `words`, `table`, `scale`, `order`, `row_pointers`, `columns`, `values`,
-`start_rows`, `dense_values`, `dense_rows`; a name that a weight does not need is absent.
+`start_rows`, `dense_values`, `dense_rows`, `levels`; a name that a weight does not need is absent.
 Kinds: those of a codebook, `uniform`, `vector1`, `vector2`, `vector4` (by dimension; `group_size`
-is the weights of a table), and `bilevel` (`scale` is its first level, `table` the second).
+is the weights of a table, `subrow` the columns of a blockwise scale or 0), and `bilevel` (`scale`
+is its first level, `table` the second).
 """
 
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ def to_tensors(weight: Weight, sparse: CsrWeight | None = None) -> tuple[dict[st
         own = {"scale": weight.scale_zero, "order": weight.order}
     elif isinstance(weight, VectorWeight):
         meta |= {"kind": f"vector{codes.dim}", "group_size": weight.group}
-        own = {"table": weight.table, "scale": weight.scale}
+        meta["subrow"] = weight.subrow or 0
+        own = {"table": weight.table, "scale": weight.scale, "levels": weight.levels}
     else:
         meta["kind"] = "bilevel"
         own = {"table": weight.second, "scale": weight.first, "order": weight.order}
@@ -84,6 +86,8 @@ def _weight_from(tensors: Mapping[str, Tensor | None], meta: Mapping[str, int | 
             table=_tensor(tensors, "table"),
             scale=_tensor(tensors, "scale"),
             group=int(_value(meta, "group_size")),
+            subrow=int(meta.get("subrow", 0)) or None,
+            levels=tensors.get("levels"),
         )
         check_vector(vector)
         return vector

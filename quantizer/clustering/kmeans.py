@@ -84,7 +84,9 @@ def _solve(values: Tensor, weights: Tensor, entries: int, *, exact: bool) -> Ten
     order = np.argsort(array, axis=1)
     centroids = np.empty((array.shape[0], entries))
     wide = weights.double().contiguous().numpy()
+    threads = torch.get_num_threads()
     solve_rows(array.astype(np.float64), wide, order, centroids, exact)
+    torch.set_num_threads(threads)  # numba's first parallel call sets OpenMP's number, so torch's
     return torch.from_numpy(centroids)
 
 

@@ -1,7 +1,8 @@
 """Weighted k-means of vectors: many small problems at once, each point with a metric of its own.
 
-Points of one table are the vectors of r rows in V places; place v has the (d, d) metric D_v. The
-codebook minimises sum (x - c)^T D (x - c): nearest entries (E), then c = (sum D)^-1 sum D x (M).
+Points of one table are the vectors of r rows in V places; place v has the (d, d) metric D_v, and
+each point a weight m. The codebook minimises sum m (x - c)^T D (x - c): nearest entries (E), which
+m does not change, then c = (sum m D)^-1 sum m D x (M).
 Source: GPTVQ, arXiv 2402.15319, section 3.2; its D is diagonal.
 """
 
@@ -11,61 +12,85 @@ from torch import Tensor
 from quantizer.clustering.kmeans import cluster_rows
 
 SEEDS = ("mahalanobis", "kmeans++", "exact")
-AT_ONCE = 1 << 21  # distances held at a time
+AT_ONCE = 1 << 18  # distances held at a time: those that a core's cache holds
 
 
-def fit_tables(points: Tensor, metric: Tensor, entries: int, *, seeds: str, rounds: int) -> Tensor:
-    """(T, E, d) tables of points (T, r, V, d) under metrics (V, d, d).
+def fit_tables(
+    points: Tensor,
+    metric: Tensor,
+    entries: int,
+    *,
+    seeds: str,
+    rounds: int,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """(T, E, d) tables of points (T, r, V, d) under metrics (V, d, d); weights: (T, r, V) or equal.
 
     seeds: `mahalanobis` (evenly spaced in the distance from the mean), `kmeans++`, or `exact`, the
     global optimum of d = 1, after which there is nothing to iterate.
     """
     tables, rows, places = points.shape[:3]
     metric = metric / metric.diagonal(dim1=1, dim2=2).mean()
+    weights = points.new_ones(1, 1, 1) if weights is None else weights
+    weights = weights.expand(tables, rows, places)
     if seeds == "exact":
-        weights = metric.flatten().expand(tables, rows, places).reshape(tables, -1)
-        found = cluster_rows(points.reshape(tables, -1), weights, entries).centroids
+        own = (metric.flatten() * weights).reshape(tables, -1)
+        found = cluster_rows(points.reshape(tables, -1), own, entries).centroids
         return found.float()[..., None]
     at_once = max(1, AT_ONCE // (rows * places * entries))
-    return torch.cat([_fit(part, metric, entries, seeds, rounds) for part in points.split(at_once)])
+    parts = zip(points.split(at_once), weights.split(at_once), strict=True)
+    return torch.cat([_fit(own, w, metric, entries, seeds, rounds) for own, w in parts])
 
 
 def nearest(points: Tensor, metric: Tensor, tables: Tensor) -> Tensor:
-    """(T, r, V) int64 entries nearest to points (T, r, V, d); tables (T, E, d)."""
-    norms = torch.einsum("tea,vab,teb->tve", tables, metric, tables)
+    """(T, r, V) int64 entries nearest to points (T, r, V, d); tables (T, E, d).
+
+    c^T D c - 2 c^T D x is one product of what is known of c (its components and their products)
+    and of what is known of x and its place.
+    """
+    first, second = torch.triu_indices(points.shape[3], points.shape[3], device=points.device)
+    squares = metric[:, first, second] * torch.where(
+        first == second, 1.0, 2.0
+    )  # (V, d (d + 1) / 2)
+    known = torch.cat((tables, tables[..., first] * tables[..., second]), dim=2).transpose(1, 2)
     found = []
-    per_row = max(1, norms.numel())
+    per_row = max(1, len(tables) * tables.shape[1] * points.shape[2])
     for part in points.split(max(1, AT_ONCE // per_row), dim=1):
-        pulled = (part[..., None, :] @ metric).squeeze(-2).flatten(1, 2)  # (T, rV, d): D x
-        distances = norms.repeat(1, part.shape[1], 1)  # (T, rV, E)
-        distances.baddbmm_(pulled, tables.transpose(1, 2), alpha=-2)
+        pulled = (part[..., None, :] @ metric).squeeze(-2) * -2.0
+        own = torch.cat((pulled, squares.expand(*part.shape[:3], -1)), dim=3)
+        distances = own.flatten(1, 2) @ known  # (T, rV, E)
         found.append(distances.argmin(dim=2).unflatten(1, part.shape[1:3]))
     return torch.cat(found, dim=1)
 
 
-def _fit(points: Tensor, metric: Tensor, entries: int, seeds: str, rounds: int) -> Tensor:
+def _fit(
+    points: Tensor, weights: Tensor, metric: Tensor, entries: int, seeds: str, rounds: int
+) -> Tensor:
     choose = _plus_plus if seeds == "kmeans++" else _evenly_spaced
-    tables = choose(points, metric, entries)
+    tables = choose(points, weights, metric, entries)
     codes = torch.empty(0, device=points.device)
     for _ in range(rounds):
         before, codes = codes, nearest(points, metric, tables)
         if torch.equal(before, codes):
             break
-        tables = _means(points, metric, codes, tables)
+        tables = _means(points, weights, metric, codes, tables)
     return tables
 
 
-def _means(points: Tensor, metric: Tensor, codes: Tensor, tables: Tensor) -> Tensor:
+def _means(
+    points: Tensor, weights: Tensor, metric: Tensor, codes: Tensor, tables: Tensor
+) -> Tensor:
     """The best entries for fixed codes; entries that nobody took stay."""
     count, entries, dim = tables.shape
     places = points.shape[2]
     table = torch.arange(count, device=codes.device)[:, None, None]
     cell = (table * entries + codes) * places + torch.arange(places, device=codes.device)
-    taken = torch.bincount(cell.flatten(), minlength=count * entries * places)
-    taken = taken.view(count, entries, places).to(points.dtype)
+    taken = points.new_zeros(count * entries * places)
+    taken.index_add_(0, cell.flatten(), weights.flatten())
+    taken = taken.view(count, entries, places)
     mass = torch.einsum("tev,vab->teab", taken, metric)
     sums = points.new_zeros((count * entries * places, dim))
-    sums.index_add_(0, cell.flatten(), points.reshape(-1, dim))
+    sums.index_add_(0, cell.flatten(), (points * weights[..., None]).view(-1, dim))
     moment = torch.einsum("teva,vab->teb", sums.view(count, entries, places, dim), metric)
     empty = taken.sum(dim=2) == 0
     mass = torch.where(empty[..., None, None], torch.eye(dim, device=mass.device), mass)
@@ -73,7 +98,7 @@ def _means(points: Tensor, metric: Tensor, codes: Tensor, tables: Tensor) -> Ten
     return torch.linalg.solve(mass, moment)
 
 
-def _evenly_spaced(points: Tensor, _metric: Tensor, entries: int) -> Tensor:
+def _evenly_spaced(points: Tensor, _weights: Tensor, _metric: Tensor, entries: int) -> Tensor:
     """Points at even ranks of the Mahalanobis distance from their mean."""
     flat = points.flatten(1, 2)  # (T, P, d)
     centred = flat - flat.mean(dim=1, keepdim=True)
@@ -86,8 +111,8 @@ def _evenly_spaced(points: Tensor, _metric: Tensor, entries: int) -> Tensor:
     return flat.gather(1, order[:, ranks, None].expand(-1, -1, flat.shape[2])).clone()
 
 
-def _plus_plus(points: Tensor, metric: Tensor, entries: int) -> Tensor:
-    """k-means++: each seed is drawn with a chance in proportion to its distance from the others."""
+def _plus_plus(points: Tensor, weights: Tensor, metric: Tensor, entries: int) -> Tensor:
+    """k-means++: each seed is drawn with a chance in proportion to its cost under the others."""
     count, rows, places, dim = points.shape
     generator = torch.Generator(device=points.device).manual_seed(0)
     flat = points.flatten(1, 2)
@@ -97,7 +122,8 @@ def _plus_plus(points: Tensor, metric: Tensor, entries: int) -> Tensor:
         picked = torch.multinomial(distance.clamp_min(1e-30), 1, generator=generator)
         seed = flat.gather(1, picked[..., None].expand(-1, -1, dim))  # (T, 1, d)
         change = points - seed[:, :, None]
-        own = torch.einsum("trva,vab,trvb->trv", change, metric, change).flatten(1)
+        own = torch.einsum("trva,vab,trvb->trv", change, metric, change) * weights
+        own = own.flatten(1)
         distance = own if number == 0 else torch.minimum(distance, own)
         chosen.append(seed)
     return torch.cat(chosen, dim=1)

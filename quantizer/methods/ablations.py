@@ -49,6 +49,28 @@ def grouped_codebook(weight: Tensor, importance: Tensor, *, bits: int, group: in
     )
 
 
+def unrounded_codebooks(
+    weight: Tensor, statistics: Statistics, settings: Settings
+) -> GroupedWeight:
+    """GPTVQ with FP16 entries instead of int8 ones and a scale: twice the bytes per table.
+
+    Raises: SettingsError.
+    """
+    check_matrix(weight)
+    fit = fit_vectors(weight.detach(), statistics, settings)
+    fit = updated(fit) if settings.update_codebook else fit
+    fit = fit._replace(tables=fit.tables.half().float())
+    codes = settings.weight_format.itemised_bytes(*weight.shape)
+    stored = codes["codes"] + 2 * fit.tables.numel()
+    if settings.subrow:
+        stored += codes["scales"] - 2 * fit.tables[..., 0, 0].numel()
+    return GroupedWeight(
+        values=values_of(fit)[:, : weight.shape[1]],
+        bits_per_weight=8 * stored / weight.numel(),
+        error=hessian_error(fit),
+    )
+
+
 def low_rank_codebooks(
     weight: Tensor, statistics: Statistics, settings: Settings, *, rank: int
 ) -> GroupedWeight:

@@ -14,13 +14,15 @@ STEPS = 25  # as many as the paper's gradient steps
 ENOUGH = 1e-8  # of the preconditioned squared residual
 
 
-def update_tables(weight: Tensor, hessian: Tensor, entries: Tensor, tables: Tensor) -> Tensor:
+def update_tables(
+    weight: Tensor, hessian: Tensor, entries: Tensor, scales: Tensor, tables: Tensor
+) -> Tensor:
     """New (T, B, E, d) tables of an (N, K) weight.
 
     entries: (N, K / d) int64, which of the T B E vectors stands where; tables of other T share no
-    row.
+    row. scales: what multiplies it there, (N, K / d) or (1, 1).
     """
-    problem = _Problem(hessian, entries, tables)
+    problem = _Problem(hessian, entries, scales, tables)
     x = tables.flatten(1, 2)  # (T, BE, d)
     residual = problem.pull(weight - problem.spread(x))
     mass = problem.members()
@@ -44,23 +46,24 @@ def update_tables(weight: Tensor, hessian: Tensor, entries: Tensor, tables: Tens
 class _Problem:
     """The linear maps between entries (T, BE, d) and the weights (N, K) that use them."""
 
-    def __init__(self, hessian: Tensor, entries: Tensor, tables: Tensor) -> None:
+    def __init__(self, hessian: Tensor, entries: Tensor, scales: Tensor, tables: Tensor) -> None:
         count, blocks, per_table, self.dim = tables.shape
         self.hessian, self.shape = hessian, (count, blocks * per_table, self.dim)
         self.entries, self.rows = entries.flatten(), len(entries)
+        self.scales = scales.expand(entries.shape).reshape(-1, 1)
 
     def spread(self, x: Tensor) -> Tensor:
         """The (N, K) matrix of the entries' values."""
-        return x.reshape(-1, self.dim)[self.entries].view(self.rows, -1)
+        return (x.reshape(-1, self.dim)[self.entries] * self.scales).view(self.rows, -1)
 
     def pull(self, change: Tensor) -> Tensor:
         """The gradient for an (N, K) change of the weight, up to its factor: sums of dW H."""
-        return self._sums((change @ self.hessian).view(-1, self.dim))
+        return self._sums((change @ self.hessian).view(-1, self.dim) * self.scales)
 
     def members(self) -> Tensor:
         """The diagonal of the normal equations, without the products of a row's own columns."""
         diagonal = self.hessian.diagonal().clamp_min(0).view(1, -1).expand(self.rows, -1)
-        return self._sums(diagonal.reshape(-1, self.dim))
+        return self._sums(diagonal.reshape(-1, self.dim) * self.scales.square())
 
     def _sums(self, values: Tensor) -> Tensor:
         out = values.new_zeros((self.shape[0] * self.shape[1], self.dim))

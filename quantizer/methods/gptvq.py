@@ -11,6 +11,10 @@ metric     codebook             nearest entry        error handed on
 paper      1 / U_tt^2           1 / U_tt^2           (w_t - q_t) / U_tt, column by column
 released   U_tt                 1 / U_tt             the same
 joint      (U_BB^T U_BB)^-1     the same             (w - q) U_BB^-1, exact
+
+Blockwise scales (section 3.2): before the codebook is fitted each sub-row is divided by its size,
+rounded to a 4-bit code: its root mean square, or as in the paper its largest magnitude
+(`subrow_size`). A normalised point weighs its scale squared.
 """
 
 from typing import NamedTuple
@@ -19,7 +23,8 @@ import torch
 from torch import Tensor
 
 from kernels.layouts import pack_vector
-from kernels.layouts.vector import ENTRY_MAX, table_block, table_grid
+from kernels.layouts.codes import padded
+from kernels.layouts.vector import ENTRY_MAX, LEVELS, column_subrows, table_block, table_grid
 from quantizer.clustering.vector_kmeans import fit_tables, nearest
 from quantizer.methods.codebook_update import update_tables
 from quantizer.methods.gptq import inverse_factor
@@ -34,10 +39,21 @@ class VectorFit(NamedTuple):
     codes: Tensor  # (N, K' / d) int64
     entries: Tensor  # (N, K' / d) int64: which vector of all tables that is
     tables: Tensor  # (row blocks, column blocks, E, d) float32
+    levels: Tensor  # (N, sub-rows) int64: codes of the blockwise scales; without them zero, for 1
+    scales: Tensor  # (N, K' / d) float32: their values at each vector
     weight: Tensor  # (N, K') float32: columns padded to whole vectors
     hessian: Tensor  # (K', K') float32, damped
     damping: float
     error: float  # tr(dW H dW^T) before the codebooks are updated
+
+
+class _Found(NamedTuple):
+    """What the loop over columns leaves, in its order."""
+
+    codes: Tensor
+    tables: Tensor
+    levels: Tensor  # columns as the layout has them
+    error: float
 
 
 class _Metrics(NamedTuple):
@@ -63,6 +79,8 @@ def quantize_gptvq(weight: Tensor, statistics: Statistics, settings: Settings) -
         scale,
         group=settings.table_group,
         columns=weight.shape[1],
+        subrow=settings.subrow,
+        levels=fit.levels if settings.subrow else None,
     )
     return QuantizedMatrix(weight=packed, notes=notes)
 
@@ -85,17 +103,28 @@ def fit_vectors(weight: Tensor, statistics: Statistics, settings: Settings) -> V
     factor, damping = inverse_factor(hessian[order][:, order], settings.damping)
     damped = hessian + damping * hessian.diagonal().mean() * torch.eye(len(hessian)).to(hessian)
     damped[columns:] = damped[:, columns:] = 0.0
-    padded = torch.nn.functional.pad(wide[:, order], (0, 0, 0, blocks * block_rows - rows))
-    codes, tables, error = _loop(padded, factor.float(), settings, rows)
-    codes = codes[:, torch.argsort(turns)]
-    tables = tables[:, torch.argsort(turns[:: block_columns // dim])]
-    entries = _entries(codes, tables, (block_rows, block_columns // dim))
-    return VectorFit(codes, entries, tables, wide, damped.float(), damping, error)
+    tall = torch.nn.functional.pad(wide[:, order], (0, 0, 0, blocks * block_rows - rows))
+    subrows = _subrows(len(hessian), settings).to(wide.device)
+    found = _loop(tall, factor.float(), subrows[turns], settings, rows)
+    codes = found.codes[:, torch.argsort(turns)]
+    tables = found.tables[:, torch.argsort(turns[:: block_columns // dim])]
+    return VectorFit(
+        codes=codes,
+        entries=_entries(codes, tables, (block_rows, block_columns // dim)),
+        tables=tables,
+        levels=found.levels,
+        scales=level_values(found.levels)[:, subrows],
+        weight=wide,
+        hessian=damped.float(),
+        damping=damping,
+        error=found.error,
+    )
 
 
 def updated(fit: VectorFit) -> VectorFit:
     """The same codes with the best entries for them."""
-    return fit._replace(tables=update_tables(fit.weight, fit.hessian, fit.entries, fit.tables))
+    tables = update_tables(fit.weight, fit.hessian, fit.entries, fit.scales, fit.tables)
+    return fit._replace(tables=tables)
 
 
 def rounded(tables: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,8 +142,8 @@ def hessian_error(fit: VectorFit) -> float:
 
 
 def values_of(fit: VectorFit) -> Tensor:
-    """(N, K') float32: the entries that the codes name."""
-    return fit.tables.flatten(0, 2)[fit.entries].flatten(1)
+    """(N, K') float32: the entries that the codes name, scaled."""
+    return (fit.tables.flatten(0, 2)[fit.entries] * fit.scales[..., None]).flatten(1)
 
 
 def vector_metrics(factor: Tensor, dim: int, kind: str) -> _Metrics:
@@ -135,34 +164,43 @@ def vector_metrics(factor: Tensor, dim: int, kind: str) -> _Metrics:
     return _Metrics(metric, metric, error)
 
 
-def _loop(
-    weight: Tensor, factor: Tensor, settings: Settings, rows: int
-) -> tuple[Tensor, Tensor, float]:
-    """Codes, tables and loss; the weight is used up. rows: those that are no padding."""
+def _loop(weight: Tensor, factor: Tensor, subrows: Tensor, settings: Settings, rows: int) -> _Found:
+    """Everything in the order of the columns; the weight is used up.
+
+    subrows: (K' / d,) blockwise scale of each vector; rows: those that are no padding.
+    """
     dim, columns = settings.dim, weight.shape[1]
     block_rows, width = table_block(settings.table_group)
     metrics = vector_metrics(factor, dim, settings.vector_metric)
     codes = torch.empty((len(weight), columns // dim), dtype=torch.int64, device=weight.device)
+    count = -(-padded(columns) // settings.subrow) if settings.subrow else 1
+    levels = codes.new_zeros((len(weight), count))
     tables, loss = [], 0.0
     for start in range(0, columns, width):
         end = min(start + width, columns)
+        vectors = slice(start // dim, end // dim)
         part = weight[:, start:end].unflatten(0, (-1, block_rows)).unflatten(2, (-1, dim))
-        table = _fit_block(part, metrics.codebook[start // dim : end // dim], settings, rows)
+        if settings.subrow:
+            own, place = subrows[vectors].unique(return_inverse=True)
+            levels[:, own] = block_levels(part, place, settings.subrow_size).flatten(0, 1)
+        scale = level_values(levels)[:, subrows[vectors]].unflatten(0, (-1, block_rows))
+        table = _fit_block(part, scale, metrics.codebook[vectors], settings, rows)
         errors = weight.new_empty((len(weight), end - start))
         for column in range(start, end, dim):
             vector, after = column // dim, column + dim
-            here = weight[:, column:after]
-            points = here.reshape(-1, block_rows, 1, dim)
-            chosen = nearest(points, metrics.assignment[vector : vector + 1], table)[:, :, 0]
+            here, factors = weight[:, column:after], scale[:, :, vector - start // dim, None]
+            points = here.unflatten(0, (-1, block_rows)) / factors
+            metric = metrics.assignment[vector : vector + 1]
+            chosen = nearest(points[:, :, None], metric, table)[:, :, 0]
             codes[:, vector] = chosen.flatten()
-            value = table.gather(1, chosen[..., None].expand(-1, -1, dim)).flatten(0, 1)
-            error = (here - value) @ metrics.error[vector]
+            value = table.gather(1, chosen[..., None].expand(-1, -1, dim)) * factors
+            error = (here - value.flatten(0, 1)) @ metrics.error[vector]
             errors[:, column - start : after - start] = error
             weight[:, after:end] -= error @ factor[column:after, after:end]
         weight[:, end:] -= errors @ factor[start:end, end:]
         loss += float(errors[:rows].double().square().sum())
         tables.append(table)
-    return codes[:rows], torch.stack(tables, dim=1), loss
+    return _Found(codes[:rows], torch.stack(tables, dim=1), levels[:rows], loss)
 
 
 def _turns(diagonal: Tensor, dim: int, width: int, *, by_size: bool) -> Tensor:
@@ -193,14 +231,53 @@ def _entries(codes: Tensor, tables: Tensor, block: tuple[int, int]) -> Tensor:
     return (row_block * blocks + column_block) * per_table + codes
 
 
-def _fit_block(points: Tensor, metric: Tensor, settings: Settings, rows: int) -> Tensor:
-    """(T, E, d) tables of (T, r, V, d) points; the last row block may be partly padding."""
+def _fit_block(
+    part: Tensor, scale: Tensor, metric: Tensor, settings: Settings, rows: int
+) -> Tensor:
+    """(T, E, d) tables of (T, r, V, d) weights with blockwise scales (T, r, V).
+
+    The last row block may be partly padding.
+    """
     options = {"seeds": settings.table_seeds, "rounds": settings.em_rounds}
-    entries = settings.table_entries
+    entries, points = settings.table_entries, part / scale[..., None]
+    weights = scale.square() if settings.subrow else None
     whole, left = divmod(rows, points.shape[1])
     parts = []
-    if whole:
-        parts.append(fit_tables(points[:whole], metric, entries, **options))
-    if left:
-        parts.append(fit_tables(points[whole:, :left], metric, entries, **options))
+    for tables, height in ((slice(whole), None), (slice(whole, None), left)):
+        own = points[tables, :height]
+        if own.numel():
+            mass = None if weights is None else weights[tables, :height]
+            parts.append(fit_tables(own, metric, entries, weights=mass, **options))
     return torch.cat(parts)
+
+
+def _subrows(columns: int, settings: Settings) -> Tensor:
+    """(K' / d,) int64: the blockwise scale of each vector; all 0 without them."""
+    dim, bits = settings.dim, settings.table_entries.bit_length() - 1
+    if settings.subrow is None:
+        return torch.zeros(columns // dim, dtype=torch.int64)
+    return column_subrows(dim, bits, columns, settings.subrow)[::dim]
+
+
+def level_values(levels: Tensor) -> Tensor:
+    """float32 blockwise scales of codes 0..15."""
+    return torch.tensor(LEVELS, device=levels.device)[levels]
+
+
+def block_levels(part: Tensor, place: Tensor, kind: str) -> Tensor:
+    """(T, r, S) codes of the blockwise scales of (T, r, V, d) weights; place: (V,) which of the S.
+
+    The root mean square, or the largest magnitude, of a sub-row over the table's largest, to the
+    nearest code in log2.
+    """
+    sizes = part.new_zeros((*part.shape[:2], int(place.max()) + 1))
+    if kind == "max":
+        own = part.abs().amax(dim=3)
+        sizes.scatter_reduce_(2, place.expand_as(own), own, "amax")
+    else:
+        squares = sizes.index_add_(2, place, part.square().mean(dim=3)) / place.bincount()
+        sizes = squares.sqrt()
+    most = sizes.amax(dim=(1, 2), keepdim=True).clamp_min(LEAST_SCALE)
+    wanted = (sizes / most * LEVELS[-1]).clamp_min(LEVELS[0]).log2()
+    steps = torch.tensor(LEVELS, device=part.device).log2()
+    return (wanted[..., None] - steps).abs().argmin(dim=3)

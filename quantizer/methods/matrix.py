@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.layouts import CsrWeight, Weight, dequantized
 from kernels.layouts.bilevel import GROUP as BILEVEL_GROUP
-from kernels.layouts.codes import BITS
+from kernels.layouts.codes import BITS, codes_per_group
 from kernels.layouts.vector import FORMS as VECTOR_FORMS
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
@@ -21,6 +21,7 @@ WEIGHTINGS = ("fisher", "activation", "none")
 SELECTIONS = ("paper", "gain", "sensitive", "outliers")
 ACT_ORDER_FORMS = ("fold", "gather")
 VECTOR_METRICS = ("paper", "released", "joint")
+SUBROW_SIZES = ("rms", "max")
 TABLE_SEEDS = ("mahalanobis", "kmeans++", "exact")
 LARGEST = torch.finfo(torch.float16).max  # tables, scales and sparse values are FP16
 
@@ -51,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # GPTVQ.
     vector_metric: str = "paper"
     seeds: str | None = None  # of a codebook; None: exact for 1-D, mahalanobis else
+    subrow_size: str = "rms"  # what blockwise scales measure; the paper: max
     em_rounds: int = 100
     update_codebook: bool = True
 
@@ -63,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "clustering": ("exact", "fast"),
             "act_order_form": ACT_ORDER_FORMS,
             "vector_metric": VECTOR_METRICS,
+            "subrow_size": SUBROW_SIZES,
             "seeds": (*TABLE_SEEDS, None),
         }
         for name, allowed in choices.items():
@@ -102,6 +105,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Weights that share a vector codebook."""
         codebook = self.weight_format.codebook
         return (codebook.rows * (codebook.columns or 0)) if codebook else 0
+
+    @property
+    def subrow(self) -> int | None:
+        """Columns of a vector codebook's blockwise scale."""
+        return self.group if self.method == "gptvq" else None
 
     @property
     def table_seeds(self) -> str:
@@ -191,6 +199,10 @@ def _check_readable(known: WeightFormat) -> None:
     if "@" in known.name or not readable:
         raise SettingsError(f"format {known.name!r} has {float(bits):g} bits; kernels read {have}")
     group = known.scales.group if known.scales else None
+    if known.name.startswith("gptvq") and group and codebook:
+        least = codebook.dim * codes_per_group(int(bits * codebook.dim))
+        if group < least:
+            raise SettingsError(f"format {known.name!r}: kernels read sub-rows of {least} or more")
     if known.name.startswith("spqr") and group != BILEVEL_GROUP:
         raise SettingsError(f"format {known.name!r}: kernels read groups of {BILEVEL_GROUP}")
 

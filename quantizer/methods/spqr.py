@@ -4,11 +4,12 @@ Dettmers et al., arXiv 2306.03078, Algorithm 1. A group's grids are fitted when 
 weight whose absence lowers its group's error by more than a threshold is an outlier and does not
 count in the grid; so is any weight that still errs by more when its turn comes. Outliers are
 exact and hand on no error. Scales and zeros are 3-bit codes over 16 rows of a group.
-Differences from the released code: the threshold follows from the share of outliers asked for;
+Differences from the released code: the threshold is searched for the share of outliers asked for;
 groups hold the columns that the layout says (`layouts.bilevel`), and come by falling diagonal of
 the Hessian, which nothing has to store.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,12 @@ from quantizer.methods.dense_sparse import pack_sparse
 from quantizer.methods.gptq import inverse_factor
 from quantizer.methods.grids import LEAST_SCALE
 from quantizer.methods.matrix import QuantizedMatrix, Settings, Statistics, required
+
+SAMPLE = 1 << 20  # weights, of which one in a hundred is ten thousand outliers: known to 1 %
+CLOSE = 0.01  # relative, of the share of outliers
+TRIALS = 8
+TYPICAL_SLOPE = -1.4  # of the outliers over the threshold, both as logarithms
+TINY = 1e-30
 
 
 class _Grids(NamedTuple):
@@ -61,7 +68,11 @@ def quantize_spqr(weight: Tensor, statistics: Statistics, settings: Settings) ->
     turn = _turns(hessian.diagonal()[stored], groups, by_size=settings.act_order)
     order = stored[turn]
     factor, damping = inverse_factor(hessian[order][:, order], settings.damping)
-    result = _quantize(wide[:, order], factor.float(), groups[turn], settings)
+    ordered, levels = wide[:, order], 2**settings.bits - 1
+    threshold = torch.inf
+    if settings.share:
+        threshold = find_threshold(ordered, factor.float(), groups[turn], levels, settings.share)
+    result = _quantize(ordered, factor.float(), groups[turn], levels, threshold)
     back = torch.argsort(order)
     packed = pack_bilevel(
         result.codes[:, back].to(torch.uint8),
@@ -92,13 +103,54 @@ def _turns(diagonal: Tensor, groups: Tensor, *, by_size: bool) -> Tensor:
     return torch.argsort(rank, stable=True)
 
 
-def _quantize(weight: Tensor, factor: Tensor, groups: Tensor, settings: Settings) -> _Result:
+def find_threshold(
+    weight: Tensor, factor: Tensor, groups: Tensor, levels: int, share: float
+) -> float:
+    """The gain beyond which so large a share of the weights are outliers in the end.
+
+    Updates and refitted grids leave fewer than the gains before them say. So the loop runs on some
+    of the rows, which do not depend on one another, until the share is within `CLOSE`.
+    """
+    sample = _sample(weight)
+    wanted = max(1.0, share * sample.numel())
+    threshold = max(_first_threshold(sample, factor, groups, levels, wanted), TINY)
+    tried: list[tuple[float, float]] = []  # logarithms of thresholds and of their outliers
+    while True:
+        outliers = _quantize(sample.clone(), factor, groups, levels, threshold).outliers
+        tried.append((math.log(threshold), math.log(max(1, int(outliers.sum())))))
+        best = min(tried, key=lambda one: abs(one[1] - math.log(wanted)))
+        if len(tried) == TRIALS or abs(best[1] - math.log(wanted)) < CLOSE:
+            return math.exp(best[0])
+        threshold = math.exp(_next(tried, math.log(wanted)))
+
+
+def _sample(weight: Tensor) -> Tensor:
+    """Evenly spaced blocks of rows with some `SAMPLE` weights."""
+    blocks = -(-len(weight) // BLOCK_ROWS)
+    wanted = max(1, min(blocks, SAMPLE // (BLOCK_ROWS * weight.shape[1])))
+    chosen = torch.arange(wanted, device=weight.device) * blocks // wanted
+    rows = (chosen[:, None] * BLOCK_ROWS + torch.arange(BLOCK_ROWS, device=weight.device)).flatten()
+    return weight[rows[rows < len(weight)]]
+
+
+def _next(tried: list[tuple[float, float]], wanted: float) -> float:
+    """Logarithm of the next threshold: between the nearest trials on both sides, or one step on."""
+    nearest = sorted(tried, key=lambda one: abs(one[1] - wanted))
+    fewer, more = ([one for one in nearest if (one[1] < wanted) == low] for low in (True, False))
+    if not fewer or not more:
+        x, y = nearest[0]
+        return x + (wanted - y) / TYPICAL_SLOPE
+    (x, y), (x1, y1) = fewer[0], more[0]
+    return x + (x1 - x) * min(max((wanted - y) / (y1 - y), 0.1), 0.9)
+
+
+def _quantize(
+    weight: Tensor, factor: Tensor, groups: Tensor, levels: int, threshold: float
+) -> _Result:
     """groups: (K,) group of each column, equal ones side by side. The weight is used up."""
     rows, columns = weight.shape
-    levels = 2**settings.bits - 1
     cost = factor.diagonal() ** -2  # (K,): of a squared error
     runs = _runs(groups)
-    threshold = _threshold(weight, cost, runs, settings)
     codes = torch.empty_like(weight)
     outliers = torch.zeros_like(weight, dtype=torch.bool)
     remainders = torch.zeros_like(weight, dtype=torch.float16)
@@ -150,16 +202,13 @@ def _squares(values: Tensor, levels: int) -> Tensor:
     return (values - low - code * step).square()
 
 
-def _threshold(
-    weight: Tensor, cost: Tensor, runs: list[tuple[int, int]], settings: Settings
+def _first_threshold(
+    weight: Tensor, factor: Tensor, groups: Tensor, levels: int, count: float
 ) -> float:
-    """The leave-one-out gain that so large a share of the weights exceeds, before any update."""
-    if not settings.share:
-        return torch.inf
-    levels = 2**settings.bits - 1
-    gains = [leave_one_out(weight[:, a:b], cost[a:b], levels).flatten() for a, b in runs]
-    count = max(1, round(settings.share * weight.numel()))
-    return max(0.0, float(torch.cat(gains).topk(count).values[-1]))
+    """The leave-one-out gain that so many weights exceed before any update."""
+    cost = factor.diagonal() ** -2
+    gains = [leave_one_out(weight[:, a:b], cost[a:b], levels).flatten() for a, b in _runs(groups)]
+    return float(torch.cat(gains).topk(round(count)).values[-1])
 
 
 def _runs(groups: Tensor) -> list[tuple[int, int]]:

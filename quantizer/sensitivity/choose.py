@@ -104,11 +104,12 @@ def format_of_bits(method: str, bits_per_weight: float, shapes: Sequence[tuple[i
     """The format of a method that comes nearest to so many true bits, from below.
 
     Codebooks spend what is left on sparse values, as SpQR does, grids on smaller groups, and vector
-    codebooks (`gptvq-2d`) on tables for fewer weights.
+    codebooks (`gptvq-2d`, with blockwise scales `gptvq-2d-n64`) on tables for fewer weights.
 
     Raises: UsageError if no format of the method is small enough.
     """
-    if method in VECTOR_WIDTHS:
+    is_vector = method.partition("-n")[0] in VECTOR_WIDTHS
+    if is_vector:
         names = _vector_names(method, bits_per_weight)
     elif method == "spqr":
         names = [f"spqr-w{bits}-g{BILEVEL_GROUP}" for bits in BILEVEL_BITS]
@@ -129,7 +130,7 @@ def format_of_bits(method: str, bits_per_weight: float, shapes: Sequence[tuple[i
             f"{bits_per_weight:g}"
         )
     best = max(fitting, key=lambda name: fitting[name])
-    if method in UNIFORM or method in VECTOR_WIDTHS:
+    if method in UNIFORM or is_vector:
         return best
     percent = _sparse_percent(best, bits_per_weight, shapes)
     return f"{best}-s{percent:g}" if percent else best
@@ -155,14 +156,19 @@ def layer_shape(checkpoint: Checkpoint, name: str) -> tuple[int, int]:
 
 def _vector_names(method: str, bits_per_weight: float) -> list[str]:
     """Formats of the widest indices that leave something for tables, by size of the group."""
-    widths = VECTOR_WIDTHS[method]
-    fitting = [bits for bits in widths if bits + LEAST_TABLE_BITS <= bits_per_weight]
+    base, _, subrow = method.partition("-n")
+    columns = int(subrow) if subrow.isdigit() else 0
+    left = bits_per_weight - (4 / columns if columns else 0)
+    widths = VECTOR_WIDTHS[base]
+    fitting = [bits for bits in widths if bits + LEAST_TABLE_BITS <= left]
+    suffix = f"-n{subrow}" if subrow else ""
     if not fitting:
-        return [f"{method}-w{min(widths):g}"]
-    bits, dim = max(fitting), int(method[-2])
+        return [f"{base}-w{min(widths):g}{suffix}"]
+    bits, dim = max(fitting), int(base[-2])
     entry_bits = 2 ** round(bits * dim) * dim * 8
-    most = int(2 * entry_bits / (bits_per_weight - bits))  # weights: half of the budget
-    return [f"{method}-w{bits:g}-g{group}" for group in range(K_ALIGN, most + K_ALIGN, K_ALIGN)]
+    most = int(2 * entry_bits / (left - bits))  # weights: half of the budget
+    step = max(K_ALIGN, columns)
+    return [f"{base}-w{bits:g}-g{group}{suffix}" for group in range(step, most + step, step)]
 
 
 def _sparse_percent(name: str, bits_per_weight: float, shapes: Sequence[tuple[int, int]]) -> float:

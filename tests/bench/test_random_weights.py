@@ -17,7 +17,7 @@ FORMATS = (
     *("squeezellm-w5", "squeezellm-w6-s0.45", "kmeans-w7", "gptq-w5", "awq-w6-g128", "rtn-w7"),
     *("squeezellm-w3-s0.45", "squeezellm-w4-s5-hybrid", "squeezellm-w3-s0.45-balanced"),
     *("squeezellm-w4-int8", "squeezellm-w4-u7", "squeezellm-w4-sym", "kmeans-w3"),
-    *("gptvq-1d-w3", "gptvq-2d-w2", "gptvq-2d-w2.5", "gptvq-4d-w2", "spqr-w3-g16-s1"),
+    *("gptvq-1d-w3", "gptvq-2d-w2", "gptvq-2d-w2-n64", "gptvq-4d-w2", "spqr-w3-g16-s1"),
     *("spqr-w4-g16-s1-act", "spqr-w2-g16"),
 )
 
@@ -69,7 +69,9 @@ def test_weights_of_one_input_share_their_order():
     assert torch.bincount(gather.order).tolist() == [128, 128]
 
 
-@pytest.mark.parametrize("name", ["w4", "spqr-w3-g32", "gptvq-4d-w3", "squeezellm-w3@paper"])
+@pytest.mark.parametrize(
+    "name", ["w4", "spqr-w3-g32", "gptvq-4d-w3", "gptvq-1d-w3-n16", "squeezellm-w3@paper"]
+)
 def test_a_format_that_no_kernel_runs_is_refused(name):
     with pytest.raises(UsageError, match="no kernel runs weights"):
         random_weight(name, (8, 128), generator())

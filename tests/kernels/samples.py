@@ -20,6 +20,7 @@ from kernels.layouts import (
     pack_vector,
     to_fixed_point,
 )
+from kernels.layouts.codes import padded
 from kernels.layouts.sparse import csr_from_dense
 from kernels.layouts.vector import table_grid
 
@@ -88,7 +89,7 @@ def uniform_weight(
 
 
 def vector_weight(
-    dim: int, bits: int, rows: int, columns: int, *, group: int = 512
+    dim: int, bits: int, rows: int, columns: int, *, group: int = 512, subrow: int | None = None
 ) -> VectorWeight:
     """Random indices and tables; groups of 512 are two rows of 256 columns."""
     g = generator(dim, bits, rows, columns)
@@ -96,7 +97,12 @@ def vector_weight(
     codes = torch.randint(0, 2**bits, (rows, -(-columns // dim)), generator=g)
     entries = torch.randint(-127, 128, (*blocks, 2**bits, dim), generator=g).to(torch.int8)
     scale = (torch.rand(blocks, generator=g) / 1000 + 1e-4).half()
-    return pack_vector(codes, entries, scale, group=group, columns=columns)
+    levels = None
+    if subrow is not None:
+        levels = torch.randint(0, 16, (rows, -(-padded(columns) // subrow)), generator=g)
+    return pack_vector(
+        codes, entries, scale, group=group, columns=columns, subrow=subrow, levels=levels
+    )
 
 
 def bilevel_weight(bits: int, rows: int, columns: int, *, ordered: bool = False) -> BilevelWeight:

@@ -85,6 +85,18 @@ def test_vector_gemv(dim, bits, group):
 
 
 @pytest.mark.usefixtures("code")
+@pytest.mark.parametrize("group", [384, 2048])
+@pytest.mark.parametrize(("dim", "bits"), [form for form in FORMS if form != (2, 5)])
+@pytest.mark.parametrize("subrow", [32, 64, 128])
+def test_vector_gemv_with_blockwise_scales(dim, bits, group, subrow):
+    weight = vector_weight(dim, bits, 11, 1100, group=group, subrow=subrow)
+    x = torch.randn(1100, generator=torch.Generator().manual_seed(0)).half()
+    values = dequantized(weight)
+    terms = values.abs() + 14 * 128 * float(weight.scale.max())
+    check(vector_gemv(x, weight), values, x, terms)
+
+
+@pytest.mark.usefixtures("code")
 @pytest.mark.parametrize(("kind", "bits"), [("int8", 2), ("int8", 3), ("int8", 4), ("u7", 4)])
 def test_lut_gemv_with_byte_tables(kind, bits):
     torch.manual_seed(bits)

@@ -1,13 +1,25 @@
 """Vector codebooks and bilevel scales: values survive, and bad arguments are named."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from kernels.checks import LayoutError
 from kernels.layouts import dequantized, pack_bilevel, pack_vector
 from kernels.layouts.bilevel import column_groups, scales_and_zeros
-from kernels.layouts.codes import pack_codes, unpack_codes
-from kernels.layouts.vector import FORMS, table_block, table_grid
+from kernels.layouts.codes import codes_per_group, pack_codes, unpack_codes
+from kernels.layouts.vector import (
+    FORMS,
+    LEVELS,
+    SUBROWS,
+    check_vector,
+    column_subrows,
+    pack_levels,
+    table_block,
+    table_grid,
+)
 from tests.kernels.samples import bilevel_weight, generator, vector_weight
 
 
@@ -35,6 +47,28 @@ def test_a_weight_is_its_tables_vectors(dim, bits, group):
         table = n // height, k // width
         entry = entries[table][codes[n, k // dim], k % dim]
         assert float(weight[n, k]) == float(entry) * float(scale[table])
+
+
+@pytest.mark.parametrize(("dim", "bits"), FORMS)
+def test_sub_rows_are_whole_vectors_of_one_block(dim, bits):
+    least = dim * codes_per_group(bits)
+    for subrow in (size for size in SUBROWS if size >= least):
+        place = column_subrows(dim, bits, 512, subrow)
+        assert place.bincount().tolist() == [subrow] * (512 // subrow)
+        first = place.unflatten(0, (-1, max(subrow, 128)))[:, :1]
+        assert torch.equal(first[:, 0], torch.arange(0, 512 // subrow, max(1, 128 // subrow)))
+        assert bool((place.view(-1, dim) == place.view(-1, dim)[:, :1]).all())
+
+
+def test_a_blockwise_scale_is_a_float_of_four_bits():
+    """By hand: code 0 is 1, 5 is 2 x 1.25, 15 is 8 x 1.75; codes step by a fourth of an octave."""
+    assert [LEVELS[code] for code in (0, 3, 4, 5, 15)] == [1.0, 1.75, 2.0, 2.5, 14.0]
+    assert max(abs(math.log2(level) - c / 4) for c, level in enumerate(LEVELS)) < 0.087
+    plain, scaled = (vector_weight(2, 4, 6, 300, subrow=subrow) for subrow in (None, 64))
+    levels = torch.randint(0, 16, (6, 6), generator=generator(1))
+    scaled = replace(scaled, levels=pack_levels(levels))
+    values = torch.tensor(LEVELS)[levels][:, column_subrows(2, 4, 300, 64)]
+    assert torch.equal(dequantized(scaled), dequantized(plain) * values)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -77,6 +111,17 @@ def test_wrong_arguments_are_named():
         pack_vector(codes, entries, scale, group=2048, columns=300)
     with pytest.raises(LayoutError, match=r"shape of scale is \(2, 1\)"):
         pack_vector(codes, entries, torch.ones(2, 1).half(), group=2048)
+    one = vector_weight(2, 4, 5, 256, subrow=64)
+    with pytest.raises(LayoutError, match=r"subrow is 32, expected one of 64, 128, 256"):
+        vector_weight(2, 5, 5, 256, subrow=32)
+    with pytest.raises(LayoutError, match=r"subrow is 256, expected no more columns than a table"):
+        vector_weight(2, 4, 5, 256, group=384, subrow=256)
+    with pytest.raises(LayoutError, match=r"shape of levels is \(2, 4\), expected \(2, 2\)"):
+        check_vector(replace(one, subrow=128))
+    with pytest.raises(LayoutError, match="subrow is None"):
+        check_vector(replace(one, subrow=None))
+    with pytest.raises(LayoutError, match="levels is a NoneType"):
+        check_vector(replace(one, levels=None))
     codes = unpack_codes(bilevel.codes)
     statistics, second = torch.full((5, 16, 2), 8, dtype=torch.uint8), torch.ones(1, 16, 4).half()
     with pytest.raises(LayoutError, match=r"range of statistics is 8..8"):

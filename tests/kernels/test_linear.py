@@ -73,10 +73,11 @@ def test_uniform_layer(group_size, act_order, tokens):
     [
         (vector_weight(2, 4, ROWS, COLUMNS), False),
         (vector_weight(4, 8, ROWS, COLUMNS), False),
+        (vector_weight(2, 4, ROWS, COLUMNS, subrow=32), False),
         (bilevel_weight(3, ROWS, COLUMNS), True),
         (bilevel_weight(4, ROWS, COLUMNS, ordered=True), False),
     ],
-    ids=["2-d", "4-d", "spqr", "ordered"],
+    ids=["2-d", "4-d", "blockwise", "spqr", "ordered"],
 )
 def test_layers_of_vectors_and_of_bilevel_scales(weight, outliers, tokens):
     sparse = csr_weight(sparse_matrix(ROWS, COLUMNS), "rows") if outliers else None
@@ -134,7 +135,7 @@ def operator_samples():
     dense = (t["dense_values"], t["dense_rows"])
     table = (t["words"], t["table"], t["scale"])
     return {
-        "linear": (ops.linear, (x, *table, None, None, *geometry, 0, "", "exact")),
+        "linear": (ops.linear, (x, *table, None, None, None, *geometry, 0, 0, "", "exact")),
         "sparse_linear": (
             ops.sparse_linear,
             (x, *table, None, *csr, *dense, None, *geometry, "exact"),

@@ -40,6 +40,31 @@ def test_four_rows_that_share_a_table(dim, bits):
     check_vector(vector_weight(dim, bits, 9, 1100, group=2048))
 
 
+@pytest.mark.parametrize(("shape", "group"), [((5, 300), 512), ((3, 2348), 384), ((9, 1100), 2048)])
+@pytest.mark.parametrize(
+    ("dim", "bits", "subrow"),
+    [(1, 2, 64), (1, 3, 32), (1, 4, 128), (2, 4, 16), (2, 4, 64), (2, 5, 64), (2, 8, 128),
+     (4, 8, 32)],
+)  # fmt: skip
+def test_blockwise_scales(dim, bits, subrow, shape, group):
+    """Sub-rows of one group of codes, of several, and of a tile; tables of odd rows."""
+    check_vector(vector_weight(dim, bits, *shape, group=group, subrow=subrow))
+
+
+def test_blockwise_scales_of_two_tiles():
+    check_vector(vector_weight(2, 4, 6, 8448 + 130, group=2048, subrow=256), parts=2)
+
+
+@pytest.mark.parametrize("column", [0, 15, 16, 131, 299])
+@pytest.mark.parametrize(("dim", "bits"), [(1, 4), (2, 4), (4, 8)])
+def test_an_activation_meets_its_own_blockwise_scale(dim, bits, column):
+    weight = vector_weight(dim, bits, 5, 300, subrow=32)
+    x = torch.zeros(300).half()
+    x[column] = 1.0
+    y = vector_gemv(x, weight, out=torch.empty(5))
+    torch.testing.assert_close(y, dequantized(weight)[:, column], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("dim", "bits"), [(2, 4), (4, 8)])
 def test_split_rows_of_vectors(dim, bits):
     weight = vector_weight(dim, bits, 6, 8448)  # four full steps and a smaller one

@@ -85,6 +85,11 @@ def test_our_own_ceilings_are_those_of_the_kernels_page():
         "rtn-w6": "uniform6-exact",
         "awq-w5-g128": "uniform5-g128-exact",
         "gptq-w4-g128": "uniform4-g128-exact",
+        "gptvq-1d-w3": "gptvq1d-w3",
+        "gptvq-2d-w2": "gptvq2d-w2",
+        "gptvq-2d-w2-n16": "gptvq2d-w2-n16",
+        "gptvq-4d-w2-n64": "gptvq4d-w2-n64",
+        "spqr-w3": "spqr3",
     }
     costs = dict(load_stack("memwall").decode_costs)
     for name, kernel in kernels.items():

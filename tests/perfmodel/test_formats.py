@@ -39,6 +39,7 @@ N, K = 4096, 4096
         ("spqr-w3-g16", "scales", N * 256 * 6 // 8 + 256 * 256 * 8),
         ("gptvq-2d-w2", "codebook", 512 * 16 * 16 * 2),  # tables of 8 rows x 256 columns
         ("gptvq-2d-w2", "scales", 512 * 16 * 2),
+        ("gptvq-2d-w2-n64", "scales", 512 * 16 * 2 + N * 64 // 2),  # a nibble per 64 weights
     ],
 )
 def test_bytes_of_an_item(name, item, expected_bytes):
@@ -96,6 +97,9 @@ def test_sixteen_bits_is_fp16_and_other_numbers_are_ideal():
         ("gptq-w4-g0", "group size 0"),
         ("rtn-w4-act", "takes no act"),
         ("gptvq-1d-w2.5", "to be whole"),
+        ("gptvq-2d-w2-n48", "found sub-rows of 48 weights; have: 16, 32, .* codebook, 256"),
+        ("gptvq-2d-w2-g384-n256", "columns of a codebook, 128"),
+        ("gptq-w4-n64", "takes no subrow"),
         ("gptq-w4@released", "unknown accounting"),
         ("w0", "above 0"),
         ("w33", "at most 32"),

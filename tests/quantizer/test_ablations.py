@@ -3,7 +3,11 @@
 import pytest
 import torch
 
-from quantizer.methods.ablations import grouped_codebook, low_rank_codebooks
+from quantizer.methods.ablations import (
+    grouped_codebook,
+    low_rank_codebooks,
+    unrounded_codebooks,
+)
 from quantizer.methods.matrix import Settings, SettingsError, Statistics
 from quantizer.methods.registry import quantize_matrix
 
@@ -37,6 +41,16 @@ def test_a_group_must_divide_the_row(group):
     weight, fisher = problem()
     with pytest.raises(SettingsError, match="a divisor of 1024 columns"):
         grouped_codebook(weight, fisher, bits=3, group=group)
+
+
+def test_int8_entries_cost_next_to_nothing():
+    weight, _ = problem()
+    x = torch.randn(2048, 256, generator=torch.Generator().manual_seed(1))
+    statistics, chosen = Statistics(hessian=x.T @ x), Settings(format="gptvq-2d-w2-n64")
+    free = unrounded_codebooks(weight[:, :256], statistics, chosen)
+    matrix = quantize_matrix(weight[:, :256], statistics, chosen)
+    assert free.error < matrix.notes["hessian_error"] < 1.01 * free.error
+    assert free.bits_per_weight == 2 + 16 * 16 * 2 / 2048 + 4 / 64  # a table, and no scale for it
 
 
 def test_codebooks_of_full_rank_are_those_of_gptvq():

@@ -39,6 +39,16 @@ def test_grids_spend_a_budget_on_smaller_groups(method, name):
     assert format_of_bits(method, 6.25, LLAMA_7B) == name.replace("w3", "w6")
 
 
+@pytest.mark.parametrize("method", ["gptvq-2d", "gptvq-2d-n64", "gptvq-2d-n256", "gptvq-4d-n256"])
+def test_vector_codebooks_spend_a_budget_on_tables(method):
+    """2 index bits, 4 / n for blockwise scales, and tables for the rest."""
+    name = format_of_bits(method, 2.25, LLAMA_7B)
+    base, _, subrow = method.partition("-n")
+    assert name.startswith(f"{base}-w2-g")
+    assert name.endswith(f"-n{subrow}" if subrow else name[-1])
+    assert 2.2 < true_bits(name, LLAMA_7B) <= 2.25
+
+
 def test_codebooks_spend_a_budget_on_sparse_values():
     name = format_of_bits("squeezellm", 3.25, LLAMA_7B)
     assert name.startswith("squeezellm-w3-s0.6")

@@ -1,5 +1,8 @@
 """Exact 1-D k-means against brute force, against its torch twin, and on awkward rows."""
 
+import os
+import subprocess
+import sys
 from itertools import combinations
 
 import numba
@@ -207,3 +210,17 @@ def test_codes_are_the_nearest_entries():
 def test_bad_input_is_refused(values, weights, message):
     with pytest.raises(ClusteringError, match=message):
         cluster_rows(values, weights, 2)
+
+
+def test_torch_keeps_its_number_of_threads():
+    """In a process of its own: numba asks OpenMP for threads when it first runs in parallel."""
+    code = (
+        "import torch; torch.set_num_threads(1); torch.ones(1 << 16).sub_(1.0);"
+        "from quantizer.clustering.kmeans import cluster_rows;"
+        "cluster_rows(torch.randn(4, 64), None, 4); print(torch.__config__.parallel_info())"
+    )
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert "omp_get_max_threads() : 1" in run.stdout

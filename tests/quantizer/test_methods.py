@@ -18,7 +18,7 @@ FORMATS = [
     *("squeezellm-w3-s0.05", "squeezellm-w3-s0.45", "squeezellm-w4-u7-s0.45"),
     *("gptq-w3", "gptq-w4", "gptq-w3-g64", "gptq-w4-g128", "gptq-w3-g64-act", "gptq-w4-g256"),
     *("awq-w3-g128", "awq-w4-g64", "spqr-w2-g16", "spqr-w4-g16-act"),
-    *("gptvq-1d-w2-g384", "gptvq-2d-w2-g1024"),
+    *("gptvq-1d-w2-g384", "gptvq-2d-w2-g1024", "gptvq-2d-w2-g1024-n32"),
     *("rtn-w5", "squeezellm-w6-s0.45", "kmeans-w7", "gptq-w6-g128", "awq-w5-g64"),
 ]
 LAYOUTS = [
@@ -214,6 +214,8 @@ def test_rows_without_fisher_and_of_one_value_are_handled(columns):
         ({"format": "squeezellm-w3@paper"}, "kernels read"),
         ({"format": "gptvq-4d-w3"}, "kernels read 1d-w2, 1d-w3, .*, 4d-w2"),
         ({"format": "spqr-w3-g32"}, "kernels read groups of 16"),
+        ({"format": "gptvq-2d-w2-g1024-n8"}, "found sub-rows of 8 weights"),
+        ({"format": "gptvq-1d-w3-n16"}, "kernels read sub-rows of 32 or more"),
         ({"format": "gptvq-2d-w2", "seeds": "exact"}, "expected another for 2-D codebooks"),
         ({"format": "rtn-w4", "selection": "best"}, "selection is 'best', expected one of paper"),
         ({"format": "gone-w4"}, "no weight format 'gone-w4'"),
