@@ -1,23 +1,24 @@
 """Several formats of one model side by side: perplexity, forecast, true bits, seconds."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from torch import Tensor
 
-from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors, open_checkpoint
-from quantizer.checkpoints.checkpoint_model import dense_layer, load_model, quantized_blocks
-from quantizer.evaluation.calibration import Calibration
-from quantizer.evaluation.evaluate import EvaluationText, Perplexity, perplexity
-from quantizer.methods.matrix import Settings
+from quantizer.checkpoints.checkpoint import Checkpoint
+from quantizer.checkpoints.checkpoint_model import load_model
+from quantizer.errors import UsageError
+from quantizer.evaluation.evaluate import (
+    EvaluationText,
+    Perplexity,
+    perplexity_of,
+    rise,
+    window_losses,
+)
 from quantizer.run import ledger
-from quantizer.run.pipeline import Hooks, Job, Summary, quantize
-from quantizer.run.work import needed
-from quantizer.sensitivity.choose import OutlierRule, uniform_settings
-from quantizer.sensitivity.fisher_file import NAME as FISHER_NAME
-from quantizer.sensitivity.fisher_file import ensure_fisher
+from quantizer.run.pipeline import Hooks
+from quantizer.run.trial import Trial, checkpoint_changes, try_format
 from quantizer.sensitivity.forecast import beyond_quadratic, forecast_perplexity
 from quantizer.sensitivity.forecast_pass import forecast_losses
 
@@ -27,61 +28,53 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     format: str
     perplexity: float
-    forecast: float | None  # None: AWQ rescales the weights, and FP16 changes nothing
+    rise: float  # of the loss over the base's, nats per token
+    rise_error: float | None  # paired standard error; None: one window
+    forecast: float | None  # perplexity; None: without calibration, and for the model itself
     beyond_quadratic: bool  # the forecast is too far to be trusted
     bits_per_weight: float  # true bytes of the packed layers
     seconds: float | None  # quantizing, without shared statistics; None: was done before
     statistics_seconds: float = 0.0
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What all formats of a comparison share."""
-
-    checkpoint: Checkpoint
-    calibration: Calibration | None
-    text: EvaluationText
-    work: Path
-    options: Settings
-    executor: str = "serial"
-    outliers: OutlierRule = "global"
-
-
 def compare(
-    setting: Setting,
+    trial: Trial,
+    text: EvaluationText,
     formats: Sequence[str],
     hooks: Hooks,
-    on_line: Callable[[Comparison], None] = lambda line: None,  # noqa: ARG005
+    *,
+    base: str | None = None,
+    on_line: Callable[[str], None] = lambda name: None,  # noqa: ARG005
 ) -> list[Comparison]:
-    """The unquantized model first, then every format in a folder of its own under `work`.
+    """The unquantized model first, then every format in a folder of its own.
 
-    Raises: what `quantize` and `perplexity` raise.
+    base: the format that rises of the loss are counted from; None: the unquantized model.
+
+    Raises: what `quantize` and `perplexity` raise, UsageError for a base that is not compared.
     """
-    reference = perplexity(
-        load_model(setting.checkpoint.folder), setting.text, progress=hooks.check
-    )
-    lines = [_reference_line(setting.checkpoint, reference)]
-    on_line(lines[0])
-    ledger.prepare(setting.work)
+    if base is not None and base not in formats:
+        raise UsageError(f"no format {base!r} to count from in this table; have: {formats}")
+    unquantized = _losses(trial.checkpoint.folder, text, hooks)
+    reference = perplexity_of(unquantized, text)
+    lines, losses = [_reference_line(trial.checkpoint, reference)], [unquantized]
+    on_line(lines[0].format)
+    ledger.prepare(trial.work)
     for name in formats:
-        lines.append(_line(setting, name, reference, hooks))
-        on_line(lines[-1])
-    return lines
+        line, own = _line(trial, name, text, hooks, reference)
+        lines.append(line)
+        losses.append(own)
+        on_line(name)
+    from_ = losses[0 if base is None else 1 + formats.index(base)]
+    return [_with_rise(line, own, from_) for line, own in zip(lines, losses, strict=True)]
 
 
-def checkpoint_changes(checkpoint: Checkpoint, folder: Path) -> dict[str, Tensor]:
-    """What quantizing has added to each linear weight, by parameter name.
+def _losses(folder: Path, text: EvaluationText, hooks: Hooks) -> Tensor:
+    return window_losses(load_model(folder), text, progress=hooks.check)
 
-    Raises: CheckpointError.
-    """
-    changes = {}
-    for tensors, records in quantized_blocks(open_checkpoint(folder)):
-        for name, record in records.items():
-            prefix = f"{name}."
-            parts = {p.removeprefix(prefix): t for p, t in tensors.items() if p.startswith(prefix)}
-            key = f"{name}.weight"
-            weight = load_tensors(checkpoint, [key])[key].float()
-            changes[key] = dense_layer(name, parts, record) - weight
-    return changes
+
+def _with_rise(line: Comparison, losses: Tensor, base: Tensor) -> Comparison:
+    found = rise(losses, base)
+    return msgspec.structs.replace(line, rise=found.mean, rise_error=found.error)
 
 
 def _reference_line(checkpoint: Checkpoint, reference: Perplexity) -> Comparison:
@@ -89,6 +82,8 @@ def _reference_line(checkpoint: Checkpoint, reference: Perplexity) -> Comparison
     return Comparison(
         format=dtype.lower(),
         perplexity=reference.value,
+        rise=0.0,
+        rise_error=None,
         forecast=None,
         beyond_quadratic=False,
         bits_per_weight=float(dtype.strip("BF")),
@@ -96,45 +91,31 @@ def _reference_line(checkpoint: Checkpoint, reference: Perplexity) -> Comparison
     )
 
 
-def _line(setting: Setting, name: str, reference: Perplexity, hooks: Hooks) -> Comparison:
-    checkpoint, calibration = setting.checkpoint, setting.calibration
-    options = msgspec.structs.replace(setting.options, format=name)
-    settings = uniform_settings(checkpoint, options, setting.outliers)
-    begin = time.perf_counter()
-    fisher = setting.work / FISHER_NAME
-    if "fisher" in needed(settings) and calibration is not None:
-        ensure_fisher(fisher, checkpoint, calibration, "sequence", progress=hooks.fisher_pass)
-    between = time.perf_counter()
-    job = Job(
-        source=checkpoint.folder,
-        out=setting.work / name,
-        settings=settings,
-        calibration=calibration,
-        fisher=fisher,
-        executor=setting.executor,
-    )
-    summary = quantize(job, hooks)
-    seconds = time.perf_counter() - between
-    measured = perplexity(load_model(summary.out), setting.text, progress=hooks.check)
-    loss = _forecast(setting, settings, summary, hooks)
-    return Comparison(
+def _line(
+    trial: Trial, name: str, text: EvaluationText, hooks: Hooks, reference: Perplexity
+) -> tuple[Comparison, Tensor]:
+    """A line whose rise is still open, and the losses of its windows."""
+    tried = try_format(trial, name, hooks)
+    losses = _losses(tried.summary.out, text, hooks)
+    loss = _forecast(trial, tried.summary.out, hooks)
+    line = Comparison(
         format=name,
-        perplexity=measured.value,
+        perplexity=perplexity_of(losses, text).value,
+        rise=0.0,
+        rise_error=None,
         forecast=None if loss is None else forecast_perplexity(reference.value, loss),
         beyond_quadratic=loss is not None and beyond_quadratic(loss),
-        bits_per_weight=summary.bits_per_weight,
-        seconds=seconds if summary.kept == 0 else None,
-        statistics_seconds=between - begin,
+        bits_per_weight=tried.summary.bits_per_weight,
+        seconds=tried.seconds,
+        statistics_seconds=tried.statistics_seconds,
     )
+    return line, losses
 
 
-def _forecast(
-    setting: Setting, settings: dict[str, Settings], summary: Summary, hooks: Hooks
-) -> float | None:
-    """None without calibration, and for AWQ, whose weights are those of a rescaled block."""
-    calibration = setting.calibration
-    if calibration is None or any(one.method == "awq" for one in settings.values()):
+def _forecast(trial: Trial, folder: Path, hooks: Hooks) -> float | None:
+    """None without calibration."""
+    if trial.calibration is None:
         return None
-    changes = checkpoint_changes(setting.checkpoint, summary.out)
-    losses = forecast_losses(setting.checkpoint, changes, calibration.ids, hooks.check)
+    changes = checkpoint_changes(trial.checkpoint, folder)
+    losses = forecast_losses(trial.checkpoint, changes, trial.calibration.ids, hooks.check)
     return sum(losses.values())

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from torch import Tensor
 
-from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors, read_tensors
+from quantizer.checkpoints.checkpoint import read_tensors
 from quantizer.errors import UsageError
-from quantizer.methods.matrix import Settings, Statistics
-from quantizer.methods.registry import needs, quantize_matrix
-from quantizer.sensitivity.choose import layer_shape, uniform_settings
+from quantizer.run.pipeline import Hooks
+from quantizer.run.trial import Trial, checkpoint_changes, try_format
+from quantizer.sensitivity.choose import layer_shape
 from quantizer.sensitivity.device_time import StepTimes
 from quantizer.sensitivity.forecast import allocate
 from quantizer.sensitivity.forecast_pass import forecast_losses
@@ -46,41 +45,36 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 TOP_SHARE = 0.0005
 
 
-def check_independent(formats: Sequence[str]) -> None:
-    """Raises: UsageError for methods that see activations: their forecast needs the whole run."""
-    for name in formats:
-        if needs(Settings(format=name)) - {"fisher"}:
-            raise UsageError(f"{name} depends on the layers before; `compare` prints its forecast")
-
-
 def layer_costs(
-    checkpoint: Checkpoint,
+    trial: Trial,
     formats: Sequence[str],
-    ids: Tensor,
+    hooks: Hooks,
     *,
-    sequence_fisher: Path | None = None,
     on_format: Callable[[str], Any] = lambda name: None,  # noqa: ARG005
 ) -> list[LayerCosts]:
-    """Every linear layer of the blocks, in their order; one backward pass per format.
+    """Every linear layer of the blocks, in order; one checkpoint and backward pass per format.
 
-    ids (S, T): tokens of the forecast. sequence_fisher: a file, if a format needs it.
-
-    Raises: UsageError as `check_independent`.
+    Raises: what `quantize` raises, UsageError without calibration.
     """
-    check_independent(formats)
+    if trial.calibration is None:
+        raise UsageError("a forecast needs calibration text")
     losses, nbytes = {}, {}
     for name in formats:
-        changes, nbytes[name] = _changes(checkpoint, name, sequence_fisher)
-        losses[name] = forecast_losses(checkpoint, changes, ids)
+        summary = try_format(trial, name, hooks).summary
+        changes = checkpoint_changes(trial.checkpoint, summary.out)
+        losses[name] = forecast_losses(
+            trial.checkpoint, changes, trial.calibration.ids, hooks.check
+        )
+        nbytes[name] = {layer: record.nbytes for layer, record in summary.layers.items()}
         on_format(name)
     return [
         LayerCosts(
             layer=layer,
-            shape=layer_shape(checkpoint, layer),
+            shape=layer_shape(trial.checkpoint, layer),
             losses={name: losses[name][f"{layer}.weight"] for name in formats},
-            nbytes={name: nbytes[name][f"{layer}.weight"] for name in formats},
+            nbytes={name: nbytes[name][layer] for name in formats},
         )
-        for layer in checkpoint.all_linear_names()
+        for layer in trial.checkpoint.all_linear_names()
     ]
 
 
@@ -105,22 +99,6 @@ def sensitivities(token_fisher: Path, costs: Sequence[LayerCosts]) -> list[Sensi
         )
     total = sum(row.fisher_share for row in found) or 1.0
     return [msgspec.structs.replace(row, fisher_share=row.fisher_share / total) for row in found]
-
-
-def _changes(
-    checkpoint: Checkpoint, format_name: str, sequence_fisher: Path | None
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """What a format adds to every weight, and the bytes it takes, by parameter name."""
-    changes, nbytes = {}, {}
-    for name, settings in uniform_settings(checkpoint, Settings(format=format_name)).items():
-        key = f"{name}.weight"
-        weight = load_tensors(checkpoint, [key])[key].float()
-        wanted = sequence_fisher is not None and "fisher" in needs(settings)
-        fisher = read_tensors(sequence_fisher, [key])[key] if wanted else None
-        matrix = quantize_matrix(weight, Statistics(fisher=fisher), settings)
-        changes[key] = matrix.dequantize() - weight
-        nbytes[key] = matrix.nbytes
-    return changes, nbytes
 
 
 def plan_for_bits(rows: Sequence[LayerCosts], bits_per_weight: float) -> Plan:

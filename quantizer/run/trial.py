@@ -1,0 +1,101 @@
+"""Formats tried on a model: a checkpoint of each in a folder of its own, and what it did to the
+weights. `compare`, `sensitivity --forecast` and `allocate` all look at these checkpoints."""
+
+import time
+from pathlib import Path
+
+import msgspec
+from torch import Tensor
+
+from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors, open_checkpoint
+from quantizer.checkpoints.checkpoint_model import dense_layer, quantized_blocks
+from quantizer.evaluation.calibration import Calibration
+from quantizer.methods.awq_block import unfolded
+from quantizer.methods.matrix import Settings
+from quantizer.run.pipeline import Hooks, Job, Summary, quantize
+from quantizer.run.work import needed
+from quantizer.sensitivity.choose import OutlierRule, layer_settings, read_formats, uniform_settings
+from quantizer.sensitivity.fisher_file import NAME as FISHER_NAME
+from quantizer.sensitivity.fisher_file import ensure_fisher
+
+PLAN_SUFFIX = ".json"
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What all formats tried on a model share."""
+
+    checkpoint: Checkpoint
+    calibration: Calibration | None
+    work: Path  # the checkpoints are kept here
+    options: Settings
+    executor: str = "serial"
+    outliers: OutlierRule = "global"
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """One format: its checkpoint and how long it took."""
+
+    summary: Summary
+    seconds: float | None  # without shared statistics; None: some of it was done before
+    statistics_seconds: float
+
+
+def is_plan(name: str) -> bool:
+    """Whether a format is the name of a file that `allocate` wrote."""
+    return name.endswith(PLAN_SUFFIX)
+
+
+def try_format(trial: Trial, name: str, hooks: Hooks) -> Tried:
+    """Quantize to a format, or to a plan of `allocate`, unless that is done.
+
+    Raises: what `quantize` raises.
+    """
+    settings = _settings(trial, name)
+    begin = time.perf_counter()
+    fisher = trial.work / FISHER_NAME
+    if "fisher" in needed(settings) and trial.calibration is not None:
+        ensure_fisher(
+            fisher, trial.checkpoint, trial.calibration, "sequence", progress=hooks.fisher_pass
+        )
+    between = time.perf_counter()
+    job = Job(
+        source=trial.checkpoint.folder,
+        out=trial.work / Path(name).name.removesuffix(PLAN_SUFFIX),
+        settings=settings,
+        calibration=trial.calibration,
+        fisher=fisher,
+        executor=trial.executor,
+    )
+    summary = quantize(job, hooks)
+    seconds = time.perf_counter() - between
+    return Tried(
+        summary=summary,
+        seconds=seconds if summary.kept == 0 else None,
+        statistics_seconds=between - begin,
+    )
+
+
+def checkpoint_changes(checkpoint: Checkpoint, folder: Path) -> dict[str, Tensor]:
+    """What quantizing has added to each linear weight of the model, by parameter name.
+
+    A layer of a block that AWQ has rescaled counts as the one that would do the same before.
+
+    Raises: CheckpointError.
+    """
+    changes = {}
+    for tensors, records in quantized_blocks(open_checkpoint(folder)):
+        for name, record in records.items():
+            prefix = f"{name}."
+            parts = {p.removeprefix(prefix): t for p, t in tensors.items() if p.startswith(prefix)}
+            key = f"{name}.weight"
+            weight = load_tensors(checkpoint, [key])[key].float()
+            changes[key] = unfolded(dense_layer(name, parts, record), parts) - weight
+    return changes
+
+
+def _settings(trial: Trial, name: str) -> dict[str, Settings]:
+    if is_plan(name):
+        formats = read_formats(Path(name))
+        return layer_settings(trial.checkpoint, formats, trial.options, trial.outliers)
+    options = msgspec.structs.replace(trial.options, format=name)
+    return uniform_settings(trial.checkpoint, options, trial.outliers)
