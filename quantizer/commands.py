@@ -41,9 +41,11 @@ from quantizer.run.executors import check_executor, workers_of
 from quantizer.run.pipeline import Hooks, Job, check_job, quantize, read_config
 from quantizer.run.plan import (
     LayerCosts,
+    Plan,
     layer_costs,
-    plan_for_bits,
-    plan_for_time,
+    measured_plans,
+    plans_for_bits,
+    plans_for_time,
     sensitivities,
 )
 from quantizer.run.trial import Trial
@@ -188,20 +190,35 @@ def cmd_allocate(args: argparse.Namespace) -> None:
     times = step_times_of(args)
     calibration = _required_calibration(checkpoint, args)
     with _work(args.work) as work, stoppable() as hooks:
-        costs = _costs(_trial(checkpoint, calibration, work), args.formats, hooks)
-    if times is None:
-        plan = plan_for_bits(costs, args.bits_per_weight)
-    else:
-        plan = plan_for_time(costs, times, args.max_ms_per_token / 1e3)
-    ledger.write_durably(args.output, ledger.as_json(plan))
-    used = [*plan.formats.values()]
-    shares = ", ".join(f"{used.count(name)} x {name}" for name in args.formats if name in used)
+        trial = _trial(checkpoint, calibration, work)
+        costs = _costs(trial, args.formats, hooks)
+        if times is None:
+            plans = plans_for_bits(costs, args.bits_per_weight)
+        else:
+            plans = plans_for_time(costs, times, args.max_ms_per_token / 1e3)
+        plans = measured_plans(trial, plans, hooks)
+    ledger.write_durably(args.output, ledger.as_json(plans[0]))
+    _print_plans(plans, args)
+
+
+def _print_plans(plans: list[Plan], args: argparse.Namespace) -> None:
+    headings = ["layers and formats", "bits", "forecast", "measured", "+-"]
+    headings += ["ms per token"] if args.max_ms_per_token else []
+    rows = []
+    for plan in plans:
+        used = [*plan.formats.values()]
+        shares = ", ".join(f"{used.count(n)} x {n}" for n in args.formats if n in used)
+        losses = (plan.forecast_loss, plan.measured_loss, plan.measured_error)
+        thousandths = [None if loss is None else f"{1e3 * loss:.1f}" for loss in losses]
+        rows.append([shares, f"{plan.bits_per_weight:.4f}", *thousandths])
+        rows[-1] += [f"{plan.ms_per_token:.4g}"] if plan.ms_per_token is not None else []
+    print(as_table(headings, rows), end="")
     print(
-        f"{plan.bits_per_weight:.4f} bits per weight, forecast loss +{plan.forecast_loss:.4f} "
-        f"nats: {shares}"
+        "\nrise of the loss in thousandths of a nat per token, the least measured one is the plan; "
+        "measured on other calibration windows than the forecast, if there are any"
     )
-    if plan.ms_per_token is not None:
-        print(f"{plan.ms_per_token:.4g} ms per token on {args.gpu}, stack {args.stack}: predicted")
+    if args.max_ms_per_token:
+        print(f"ms per token on {args.gpu}, stack {args.stack}: predicted")
     print(f"next: python -m quantizer quantize {args.model} --formats {args.output} --out DIR")
 
 

@@ -2,6 +2,7 @@
 weights. `compare`, `sensitivity --forecast` and `allocate` all look at these checkpoints."""
 
 import time
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import msgspec
@@ -60,7 +61,7 @@ def try_format(trial: Trial, name: str, hooks: Hooks) -> Tried:
     between = time.perf_counter()
     job = Job(
         source=trial.checkpoint.folder,
-        out=trial.work / Path(name).name.removesuffix(PLAN_SUFFIX),
+        out=folder_of(trial, name),
         settings=settings,
         calibration=trial.calibration,
         fisher=fisher,
@@ -75,22 +76,38 @@ def try_format(trial: Trial, name: str, hooks: Hooks) -> Tried:
     )
 
 
+def folder_of(trial: Trial, name: str) -> Path:
+    """Where the checkpoint of a format, or of a plan, is kept."""
+    return trial.work / Path(name).name.removesuffix(PLAN_SUFFIX)
+
+
 def checkpoint_changes(checkpoint: Checkpoint, folder: Path) -> dict[str, Tensor]:
     """What quantizing has added to each linear weight of the model, by parameter name.
-
-    A layer of a block that AWQ has rescaled counts as the one that would do the same before.
 
     Raises: CheckpointError.
     """
     changes = {}
+    for layer, weight in original_weights(folder, checkpoint.all_linear_names()):
+        key = f"{layer}.weight"
+        changes[key] = weight - load_tensors(checkpoint, [key])[key].float()
+    return changes
+
+
+def original_weights(folder: Path, layers: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Names and (N, K) float32 weights of quantized layers, to be put into the original model.
+
+    A layer of a block that AWQ has rescaled becomes the one that does the same before.
+
+    Raises: CheckpointError.
+    """
     for tensors, records in quantized_blocks(open_checkpoint(folder)):
         for name, record in records.items():
-            prefix = f"{name}."
-            parts = {p.removeprefix(prefix): t for p, t in tensors.items() if p.startswith(prefix)}
-            key = f"{name}.weight"
-            weight = load_tensors(checkpoint, [key])[key].float()
-            changes[key] = unfolded(dense_layer(name, parts, record), parts) - weight
-    return changes
+            if name in layers:
+                start = f"{name}."
+                parts = {
+                    n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)
+                }
+                yield name, unfolded(dense_layer(name, parts, record), parts)
 
 
 def _settings(trial: Trial, name: str) -> dict[str, Settings]:

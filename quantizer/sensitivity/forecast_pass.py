@@ -25,5 +25,10 @@ def forecast_losses(
     """
     model = load_model(checkpoint.folder)
     blocks = decoder_blocks(model, checkpoint)
-    some = ids[: max(1, FORECAST_TOKENS // ids.shape[1])]
+    some = forecast_windows(ids)
     return change_losses(model, some, changes, blocks=blocks, progress=progress)
+
+
+def forecast_windows(ids: Tensor) -> Tensor:
+    """Those of the (S, T) windows that a forecast looks at."""
+    return ids[: max(1, FORECAST_TOKENS // ids.shape[1])]
