@@ -11,16 +11,17 @@ from quantizer.checkpoints.checkpoint_model import load_model
 from quantizer.errors import UsageError
 from quantizer.evaluation.evaluate import (
     EvaluationText,
-    Perplexity,
+    Rise,
     perplexity_of,
     rise,
     window_losses,
 )
 from quantizer.run import ledger
 from quantizer.run.pipeline import Hooks
-from quantizer.run.trial import Trial, checkpoint_changes, try_format
+from quantizer.run.trial import Trial, forecasts, try_format
 from quantizer.sensitivity.forecast import beyond_quadratic, forecast_perplexity
-from quantizer.sensitivity.forecast_pass import forecast_losses
+
+REFERENCE = "the model"  # the line of the unquantized one
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,68 +55,51 @@ def compare(
     """
     if base is not None and base not in formats:
         raise UsageError(f"no format {base!r} to count from in this table; have: {formats}")
-    unquantized = _losses(trial.checkpoint.folder, text, hooks)
-    reference = perplexity_of(unquantized, text)
-    lines, losses = [_reference_line(trial.checkpoint, reference)], [unquantized]
-    on_line(lines[0].format)
+    losses = {REFERENCE: _losses(trial.checkpoint.folder, text, hooks)}
+    on_line(REFERENCE)
     ledger.prepare(trial.work)
+    tried = {}
     for name in formats:
-        line, own = _line(trial, name, text, hooks, reference)
-        lines.append(line)
-        losses.append(own)
+        tried[name] = try_format(trial, name, hooks)
+        losses[name] = _losses(tried[name].summary.out, text, hooks)
         on_line(name)
-    from_ = losses[0 if base is None else 1 + formats.index(base)]
-    return [_with_rise(line, own, from_) for line, own in zip(lines, losses, strict=True)]
+    expected = forecasts(trial, formats, hooks) if trial.calibration is not None else {}
+    perplexities = {name: perplexity_of(own, text).value for name, own in losses.items()}
+    rises = {name: rise(own, losses[base or REFERENCE]) for name, own in losses.items()}
+    first = _reference_line(trial.checkpoint, perplexities[REFERENCE], rises[REFERENCE])
+    lines = [first]
+    for name in formats:
+        loss = sum(expected[name].values()) if name in expected else None
+        forecast = None if loss is None else forecast_perplexity(first.perplexity, loss)
+        lines.append(
+            Comparison(
+                format=name,
+                perplexity=perplexities[name],
+                rise=rises[name].mean,
+                rise_error=rises[name].error,
+                forecast=forecast,
+                beyond_quadratic=loss is not None and beyond_quadratic(loss),
+                bits_per_weight=tried[name].summary.bits_per_weight,
+                seconds=tried[name].seconds,
+                statistics_seconds=tried[name].statistics_seconds,
+            )
+        )
+    return lines
 
 
 def _losses(folder: Path, text: EvaluationText, hooks: Hooks) -> Tensor:
     return window_losses(load_model(folder), text, progress=hooks.check)
 
 
-def _with_rise(line: Comparison, losses: Tensor, base: Tensor) -> Comparison:
-    found = rise(losses, base)
-    return msgspec.structs.replace(line, rise=found.mean, rise_error=found.error)
-
-
-def _reference_line(checkpoint: Checkpoint, reference: Perplexity) -> Comparison:
+def _reference_line(checkpoint: Checkpoint, value: float, found: Rise) -> Comparison:
     dtype = checkpoint.tensors[f"{checkpoint.all_linear_names()[0]}.weight"].dtype
     return Comparison(
         format=dtype.lower(),
-        perplexity=reference.value,
-        rise=0.0,
-        rise_error=None,
+        perplexity=value,
+        rise=found.mean,
+        rise_error=found.error,
         forecast=None,
         beyond_quadratic=False,
         bits_per_weight=float(dtype.strip("BF")),
         seconds=None,
     )
-
-
-def _line(
-    trial: Trial, name: str, text: EvaluationText, hooks: Hooks, reference: Perplexity
-) -> tuple[Comparison, Tensor]:
-    """A line whose rise is still open, and the losses of its windows."""
-    tried = try_format(trial, name, hooks)
-    losses = _losses(tried.summary.out, text, hooks)
-    loss = _forecast(trial, tried.summary.out, hooks)
-    line = Comparison(
-        format=name,
-        perplexity=perplexity_of(losses, text).value,
-        rise=0.0,
-        rise_error=None,
-        forecast=None if loss is None else forecast_perplexity(reference.value, loss),
-        beyond_quadratic=loss is not None and beyond_quadratic(loss),
-        bits_per_weight=tried.summary.bits_per_weight,
-        seconds=tried.seconds,
-        statistics_seconds=tried.statistics_seconds,
-    )
-    return line, losses
-
-
-def _forecast(trial: Trial, folder: Path, hooks: Hooks) -> float | None:
-    """None without calibration."""
-    if trial.calibration is None:
-        return None
-    changes = checkpoint_changes(trial.checkpoint, folder)
-    losses = forecast_losses(trial.checkpoint, changes, trial.calibration.ids, hooks.check)
-    return sum(losses.values())

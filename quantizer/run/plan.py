@@ -11,11 +11,11 @@ from quantizer.checkpoints.checkpoint_model import load_model
 from quantizer.errors import UsageError
 from quantizer.evaluation.evaluate import EvaluationText, rise, window_losses
 from quantizer.run.pipeline import Hooks
-from quantizer.run.trial import Trial, checkpoint_changes, folder_of, original_weights, try_format
+from quantizer.run.trial import Trial, folder_of, forecasts, original_weights, try_format
 from quantizer.sensitivity.choose import layer_shape
 from quantizer.sensitivity.device_time import StepTimes
 from quantizer.sensitivity.forecast import allocations
-from quantizer.sensitivity.forecast_pass import forecast_losses, forecast_windows
+from quantizer.sensitivity.forecast_pass import forecast_windows
 
 
 class LayerCosts(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,26 +57,21 @@ def layer_costs(
     *,
     on_format: Callable[[str], Any] = lambda name: None,  # noqa: ARG005
 ) -> list[LayerCosts]:
-    """Every linear layer of the blocks, in order; one checkpoint and backward pass per format.
+    """Every linear layer of the blocks, in their order; a checkpoint per format.
 
     Raises: what `quantize` raises, UsageError without calibration.
     """
-    if trial.calibration is None:
-        raise UsageError("a forecast needs calibration text")
-    losses, nbytes = {}, {}
+    nbytes = {}
     for name in formats:
-        summary = try_format(trial, name, hooks).summary
-        changes = checkpoint_changes(trial.checkpoint, summary.out)
-        losses[name] = forecast_losses(
-            trial.checkpoint, changes, trial.calibration.ids, hooks.check
-        )
-        nbytes[name] = {layer: record.nbytes for layer, record in summary.layers.items()}
+        records = try_format(trial, name, hooks).summary.layers
+        nbytes[name] = {layer: record.nbytes for layer, record in records.items()}
         on_format(name)
+    losses = forecasts(trial, formats, hooks)
     return [
         LayerCosts(
             layer=layer,
             shape=layer_shape(trial.checkpoint, layer),
-            losses={name: losses[name][f"{layer}.weight"] for name in formats},
+            losses={name: losses[name][layer] for name in formats},
             nbytes={name: nbytes[name][layer] for name in formats},
         )
         for layer in trial.checkpoint.all_linear_names()

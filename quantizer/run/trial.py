@@ -2,7 +2,7 @@
 weights. `compare`, `sensitivity --forecast` and `allocate` all look at these checkpoints."""
 
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,16 +10,25 @@ from torch import Tensor
 
 from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors, open_checkpoint
 from quantizer.checkpoints.checkpoint_model import dense_layer, quantized_blocks
+from quantizer.errors import UsageError
 from quantizer.evaluation.calibration import Calibration
 from quantizer.methods.awq_block import unfolded
 from quantizer.methods.matrix import Settings
 from quantizer.run.pipeline import Hooks, Job, Summary, quantize
 from quantizer.run.work import needed
-from quantizer.sensitivity.choose import OutlierRule, layer_settings, read_formats, uniform_settings
+from quantizer.sensitivity.choose import (
+    OutlierRule,
+    layer_settings,
+    layer_shape,
+    read_formats,
+    uniform_settings,
+)
 from quantizer.sensitivity.fisher_file import NAME as FISHER_NAME
 from quantizer.sensitivity.fisher_file import ensure_fisher
+from quantizer.sensitivity.forecast_pass import forecast_losses
 
 PLAN_SUFFIX = ".json"
+CHANGES_BYTES = 2**32  # of changed weights, held at once for a forecast
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +83,31 @@ def try_format(trial: Trial, name: str, hooks: Hooks) -> Tried:
         seconds=seconds if summary.kept == 0 else None,
         statistics_seconds=between - begin,
     )
+
+
+def forecasts(trial: Trial, names: Sequence[str], hooks: Hooks) -> dict[str, dict[str, float]]:
+    """By format and layer, the forecast rise of the loss of formats that have been tried.
+
+    One backward pass for as many formats as fit into memory: 4 bytes per weight and format.
+
+    Raises: UsageError without calibration, CheckpointError, StoppedError.
+    """
+    checkpoint, calibration = trial.checkpoint, trial.calibration
+    if calibration is None:
+        raise UsageError("a forecast needs calibration text")
+    layers = checkpoint.all_linear_names()
+    weights = sum(n * k for n, k in (layer_shape(checkpoint, layer) for layer in layers))
+    at_once = max(1, CHANGES_BYTES // (4 * weights))
+    found: dict[str, dict[str, float]] = {}
+    for start in range(0, len(names), at_once):
+        changes = {
+            name: checkpoint_changes(checkpoint, folder_of(trial, name))
+            for name in names[start : start + at_once]
+        }
+        losses = forecast_losses(checkpoint, changes, calibration.ids, hooks.check)
+        for name, own in losses.items():
+            found[name] = {layer: own[f"{layer}.weight"] for layer in layers}
+    return found
 
 
 def folder_of(trial: Trial, name: str) -> Path:

@@ -13,13 +13,14 @@ FORECAST_TOKENS = 2**14  # of the calibration text; the mean of a square settles
 
 def forecast_losses(
     checkpoint: Checkpoint,
-    changes: Mapping[str, Tensor],
+    changes: Mapping[str, Mapping[str, Tensor]],
     ids: Tensor,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, float]:
+) -> dict[str, dict[str, float]]:
     """Rise of the loss that each change causes, in nats per token; rises of layers add up.
 
-    changes: (N, K) by parameter name. ids: (S, T), of which the first 2**14 tokens are used.
+    changes: by format, then by parameter name, (N, K). ids: (S, T), of which the first 2**14
+    tokens are used.
 
     Raises: CheckpointError, SettingsError; what `progress` raises.
     """

@@ -10,7 +10,7 @@ from quantizer.evaluation.calibration import load_calibration
 from quantizer.methods.matrix import Settings
 from quantizer.run import ledger
 from quantizer.run.pipeline import Hooks
-from quantizer.run.trial import Trial, checkpoint_changes, try_format
+from quantizer.run.trial import Trial, checkpoint_changes, forecasts, try_format
 from tests.quantizer.models import CONTEXT, VOCABULARY, write_model
 
 TOKENS = torch.arange(3, 19)[None]
@@ -65,3 +65,17 @@ def test_a_plan_is_tried_like_a_format_and_may_not_change(llama, ids, tmp_path):
     plan.write_bytes(ledger.as_json({"formats": formats | {names[0]: "rtn-w3"}}))
     with pytest.raises(IdentityError, match="finished with another settings"):
         try_format(trial, str(plan), Hooks())
+
+
+def test_a_forecast_does_not_depend_on_how_many_formats_share_a_pass(
+    llama, ids, tmp_path, monkeypatch
+):
+    trial, names = trial_of(llama, ids, tmp_path), ["rtn-w4", "awq-w4-g128", "rtn-w3"]
+    for name in names:
+        try_format(trial, name, Hooks())
+    together = forecasts(trial, names, Hooks())
+    monkeypatch.setattr("quantizer.run.trial.CHANGES_BYTES", 1)
+    assert forecasts(trial, names, Hooks()) == together
+    totals = {name: sum(losses.values()) for name, losses in together.items()}
+    assert totals["rtn-w3"] > totals["rtn-w4"] > 0
+    assert list(together["rtn-w3"]) == trial.checkpoint.all_linear_names()
