@@ -126,11 +126,16 @@ def _add_evaluate(subparsers: Any) -> None:
 def _add_compare(subparsers: Any) -> None:
     parser = _add(subparsers, "compare", "several formats of a model in one table")
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--formats", type=_names, metavar="NAMES", help="(every method)")
+    parser.add_argument(
+        "--formats", type=_names, metavar="NAMES", help="also files of allocate (every method)"
+    )
     parser.add_argument("--bits", type=counts, default=[4, 3], metavar="B,B", help="(4,3)")
     parser.add_argument("--methods", type=_names, metavar="NAMES", help="for --bits-per-weight")
     parser.add_argument(
         "--bits-per-weight", type=_positive, help="every method at so many true bits"
+    )
+    parser.add_argument(
+        "--against", metavar="NAME", help="count rises of the loss from this format (the model)"
     )
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the checkpoints there")
     _method_options(parser)
@@ -152,7 +157,7 @@ def _add_sensitivity(subparsers: Any) -> None:
         metavar="NAMES",
         help="forecast the loss of these formats, per layer",
     )
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the statistics there")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the checkpoints there")
     _calibration_options(parser)
     _json_option(parser)
 
@@ -176,7 +181,7 @@ def _add_allocate(subparsers: Any) -> None:
         help="to choose from (squeezellm-w2,squeezellm-w3,squeezellm-w4)",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the statistics there")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the checkpoints there")
     _calibration_options(parser)
 
 

@@ -20,7 +20,7 @@ from quantizer.errors import (
 )
 from quantizer.evaluation import harness
 from quantizer.evaluation.calibration import Calibration
-from quantizer.evaluation.compare import Comparison, Setting, compare
+from quantizer.evaluation.compare import Comparison, compare
 from quantizer.evaluation.evaluate import perplexity
 from quantizer.inputs import (
     calibration_of,
@@ -34,7 +34,6 @@ from quantizer.inputs import (
     warn_in_domain,
 )
 from quantizer.methods.matrix import Settings
-from quantizer.methods.registry import needs
 from quantizer.progress import Progress, duration
 from quantizer.run import ledger
 from quantizer.run.estimate import Estimate, estimate, free_bytes
@@ -42,13 +41,14 @@ from quantizer.run.executors import check_executor, workers_of
 from quantizer.run.pipeline import Hooks, Job, check_job, quantize, read_config
 from quantizer.run.plan import (
     LayerCosts,
-    check_independent,
+    Plan,
     layer_costs,
-    plan_for_bits,
-    plan_for_time,
+    measured_plans,
+    plans_for_bits,
+    plans_for_time,
     sensitivities,
 )
-from quantizer.sensitivity.fisher_file import NAME as FISHER_NAME
+from quantizer.run.trial import Trial
 from quantizer.sensitivity.fisher_file import ensure_fisher
 from quantizer.sensitivity.forecast import beyond_quadratic
 from quantizer.tables import as_table, human_bytes
@@ -131,33 +131,33 @@ def cmd_compare(args: argparse.Namespace) -> None:
     calibration = calibration_of(checkpoint, args)
     if calibration is not None:
         warn_in_domain(calibration.source, args.text)
+    text = evaluation_of(checkpoint, args)
     progress = Progress("formats", len(formats) + 1)
     with ExitStack() as stack:
         work = stack.enter_context(_work(args.work))
         hooks = stack.enter_context(stoppable())
-        setting = Setting(
+        trial = Trial(
             checkpoint=checkpoint,
             calibration=calibration,
-            text=evaluation_of(checkpoint, args),
             work=work,
-            options=options_of(args, formats[0]),
+            options=options_of(args, "rtn-w4"),
             executor=args.executor,
             outliers=args.outliers,
         )
         try:
-            lines = compare(setting, formats, hooks, lambda line: progress.step(line.format))
+            lines = compare(trial, text, formats, hooks, base=args.against, on_line=progress.step)
         except StoppedError as stop:
             kept = stop if args.work else "stopped; nothing is kept without --work DIR"
             raise StoppedError(str(kept)) from None
-    _print_comparison(lines, setting.text.label, args)
+    _print_comparison(lines, text.label, args)
 
 
 def cmd_sensitivity(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError."""
     checkpoint = open_model(args.model)
     calibration = _required_calibration(checkpoint, args)
-    with _work(args.work) as work:
-        costs = _costs(checkpoint, calibration, args.forecast, work)
+    with _work(args.work) as work, stoppable() as hooks:
+        costs = _costs(_trial(checkpoint, calibration, work), args.forecast, hooks)
         progress = Progress("Fisher passes", len(calibration.ids))
         token = work / FORECAST_NAME
         ensure_fisher(token, checkpoint, calibration, "token", progress=progress.to)
@@ -189,21 +189,36 @@ def cmd_allocate(args: argparse.Namespace) -> None:
     checkpoint = open_model(args.model)
     times = step_times_of(args)
     calibration = _required_calibration(checkpoint, args)
-    with _work(args.work) as work:
-        costs = _costs(checkpoint, calibration, args.formats, work)
-    if times is None:
-        plan = plan_for_bits(costs, args.bits_per_weight)
-    else:
-        plan = plan_for_time(costs, times, args.max_ms_per_token / 1e3)
-    ledger.write_durably(args.output, ledger.as_json(plan))
-    used = [*plan.formats.values()]
-    shares = ", ".join(f"{used.count(name)} x {name}" for name in args.formats if name in used)
+    with _work(args.work) as work, stoppable() as hooks:
+        trial = _trial(checkpoint, calibration, work)
+        costs = _costs(trial, args.formats, hooks)
+        if times is None:
+            plans = plans_for_bits(costs, args.bits_per_weight)
+        else:
+            plans = plans_for_time(costs, times, args.max_ms_per_token / 1e3)
+        plans = measured_plans(trial, plans, hooks)
+    ledger.write_durably(args.output, ledger.as_json(plans[0]))
+    _print_plans(plans, args)
+
+
+def _print_plans(plans: list[Plan], args: argparse.Namespace) -> None:
+    headings = ["layers and formats", "bits", "forecast", "measured", "+-"]
+    headings += ["ms per token"] if args.max_ms_per_token else []
+    rows = []
+    for plan in plans:
+        used = [*plan.formats.values()]
+        shares = ", ".join(f"{used.count(n)} x {n}" for n in args.formats if n in used)
+        losses = (plan.forecast_loss, plan.measured_loss, plan.measured_error)
+        thousandths = [None if loss is None else f"{1e3 * loss:.1f}" for loss in losses]
+        rows.append([shares, f"{plan.bits_per_weight:.4f}", *thousandths])
+        rows[-1] += [f"{plan.ms_per_token:.4g}"] if plan.ms_per_token is not None else []
+    print(as_table(headings, rows), end="")
     print(
-        f"{plan.bits_per_weight:.4f} bits per weight, forecast loss +{plan.forecast_loss:.4f} "
-        f"nats: {shares}"
+        "\nrise of the loss in thousandths of a nat per token, the least measured one is the plan; "
+        "measured on other calibration windows than the forecast, if there are any"
     )
-    if plan.ms_per_token is not None:
-        print(f"{plan.ms_per_token:.4g} ms per token on {args.gpu}, stack {args.stack}: predicted")
+    if args.max_ms_per_token:
+        print(f"ms per token on {args.gpu}, stack {args.stack}: predicted")
     print(f"next: python -m quantizer quantize {args.model} --formats {args.output} --out DIR")
 
 
@@ -261,23 +276,14 @@ def _required_calibration(checkpoint: Checkpoint, args: argparse.Namespace) -> C
     return calibration
 
 
-def _costs(
-    checkpoint: Checkpoint, calibration: Calibration, formats: list[str], work: Path
-) -> list[LayerCosts]:
-    """Costs of the formats; Fisher diagonals of sequences are made first if one needs them."""
-    check_independent(formats)
-    sequence = None
-    if any("fisher" in needs(Settings(format=name)) for name in formats):
-        sequence = work / FISHER_NAME
-        progress = Progress("Fisher passes", len(calibration.ids))
-        ensure_fisher(sequence, checkpoint, calibration, "sequence", progress=progress.to)
-    return layer_costs(
-        checkpoint,
-        formats,
-        calibration.ids,
-        sequence_fisher=sequence,
-        on_format=Progress("formats", len(formats)).step,
-    )
+def _trial(checkpoint: Checkpoint, calibration: Calibration, work: Path) -> Trial:
+    """Formats with the options that `quantize` has by default."""
+    options = Settings(format="rtn-w4")  # each trial has its own format
+    return Trial(checkpoint=checkpoint, calibration=calibration, work=work, options=options)
+
+
+def _costs(trial: Trial, formats: list[str], hooks: Hooks) -> list[LayerCosts]:
+    return layer_costs(trial, formats, hooks, on_format=Progress("formats", len(formats)).step)
 
 
 def _with_progress(hooks: Hooks, blocks: int) -> Hooks:
@@ -307,12 +313,19 @@ def _print_comparison(lines: list[Comparison], label: str, args: argparse.Namesp
             line.bits_per_weight,
             line.perplexity,
             None if line.forecast is None else f"{line.forecast:.3f}{'*' * line.beyond_quadratic}",
+            f"{1e3 * line.rise:+.1f}",
+            None if line.rise_error is None else f"{1e3 * line.rise_error:.1f}",
             line.seconds,
         ]
         for line in lines
     ]
-    print(as_table(["format", "true bits", "perplexity", "forecast", "seconds"], rows), end="")
+    headings = ["format", "true bits", "perplexity", "forecast", "rise", "+-", "seconds"]
+    print(as_table(headings, rows), end="")
     print(f"\nperplexity per token on {label}")
+    print(
+        f"rise: of the loss over {args.against or lines[0].format}, in thousandths of a nat per "
+        "token, and the standard error of the windows' differences"
+    )
     print(
         "true bits: bytes of the packed layers; seconds without the statistics that formats share"
     )

@@ -21,6 +21,7 @@ from quantizer.evaluation.evaluate import EvaluationText, Protocol, load_evaluat
 from quantizer.methods.matrix import Settings
 from quantizer.methods.registry import needs
 from quantizer.run.pipeline import Hooks
+from quantizer.run.trial import is_plan
 from quantizer.sensitivity.choose import (
     format_name,
     format_of_bits,
@@ -76,8 +77,9 @@ def formats_to_compare(checkpoint: Checkpoint, args: argparse.Namespace) -> list
         shapes = layer_shapes(checkpoint)
         methods = args.methods or COMPARED
         formats = [format_of_bits(method, args.bits_per_weight, shapes) for method in methods]
-    for name in formats:
-        needs(Settings(format=name))  # a wrong name is said before an hour of work
+    for name in formats:  # what is wrong is said before an hour of work
+        for used in read_formats(Path(name)).values() if is_plan(name) else [name]:
+            needs(Settings(format=used))
     return formats
 
 

@@ -1,25 +1,27 @@
 """Several formats of one model side by side: perplexity, forecast, true bits, seconds."""
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from torch import Tensor
 
-from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors, open_checkpoint
-from quantizer.checkpoints.checkpoint_model import dense_layer, load_model, quantized_blocks
-from quantizer.evaluation.calibration import Calibration
-from quantizer.evaluation.evaluate import EvaluationText, Perplexity, perplexity
-from quantizer.methods.matrix import Settings
+from quantizer.checkpoints.checkpoint import Checkpoint
+from quantizer.checkpoints.checkpoint_model import load_model
+from quantizer.errors import UsageError
+from quantizer.evaluation.evaluate import (
+    EvaluationText,
+    Rise,
+    perplexity_of,
+    rise,
+    window_losses,
+)
 from quantizer.run import ledger
-from quantizer.run.pipeline import Hooks, Job, Summary, quantize
-from quantizer.run.work import needed
-from quantizer.sensitivity.choose import OutlierRule, uniform_settings
-from quantizer.sensitivity.fisher_file import NAME as FISHER_NAME
-from quantizer.sensitivity.fisher_file import ensure_fisher
+from quantizer.run.pipeline import Hooks
+from quantizer.run.trial import Trial, forecasts, try_format
 from quantizer.sensitivity.forecast import beyond_quadratic, forecast_perplexity
-from quantizer.sensitivity.forecast_pass import forecast_losses
+
+REFERENCE = "the model"  # the line of the unquantized one
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,114 +29,77 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     format: str
     perplexity: float
-    forecast: float | None  # None: AWQ rescales the weights, and FP16 changes nothing
+    rise: float  # of the loss over the base's, nats per token
+    rise_error: float | None  # paired standard error; None: one window
+    forecast: float | None  # perplexity; None: without calibration, and for the model itself
     beyond_quadratic: bool  # the forecast is too far to be trusted
     bits_per_weight: float  # true bytes of the packed layers
     seconds: float | None  # quantizing, without shared statistics; None: was done before
     statistics_seconds: float = 0.0
 
 
-class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What all formats of a comparison share."""
-
-    checkpoint: Checkpoint
-    calibration: Calibration | None
-    text: EvaluationText
-    work: Path
-    options: Settings
-    executor: str = "serial"
-    outliers: OutlierRule = "global"
-
-
 def compare(
-    setting: Setting,
+    trial: Trial,
+    text: EvaluationText,
     formats: Sequence[str],
     hooks: Hooks,
-    on_line: Callable[[Comparison], None] = lambda line: None,  # noqa: ARG005
+    *,
+    base: str | None = None,
+    on_line: Callable[[str], None] = lambda name: None,  # noqa: ARG005
 ) -> list[Comparison]:
-    """The unquantized model first, then every format in a folder of its own under `work`.
+    """The unquantized model first, then every format in a folder of its own.
 
-    Raises: what `quantize` and `perplexity` raise.
+    base: the format that rises of the loss are counted from; None: the unquantized model.
+
+    Raises: what `quantize` and `perplexity` raise, UsageError for a base that is not compared.
     """
-    reference = perplexity(
-        load_model(setting.checkpoint.folder), setting.text, progress=hooks.check
-    )
-    lines = [_reference_line(setting.checkpoint, reference)]
-    on_line(lines[0])
-    ledger.prepare(setting.work)
+    if base is not None and base not in formats:
+        raise UsageError(f"no format {base!r} to count from in this table; have: {formats}")
+    losses = {REFERENCE: _losses(trial.checkpoint.folder, text, hooks)}
+    on_line(REFERENCE)
+    ledger.prepare(trial.work)
+    tried = {}
     for name in formats:
-        lines.append(_line(setting, name, reference, hooks))
-        on_line(lines[-1])
+        tried[name] = try_format(trial, name, hooks)
+        losses[name] = _losses(tried[name].summary.out, text, hooks)
+        on_line(name)
+    expected = forecasts(trial, formats, hooks) if trial.calibration is not None else {}
+    perplexities = {name: perplexity_of(own, text).value for name, own in losses.items()}
+    rises = {name: rise(own, losses[base or REFERENCE]) for name, own in losses.items()}
+    first = _reference_line(trial.checkpoint, perplexities[REFERENCE], rises[REFERENCE])
+    lines = [first]
+    for name in formats:
+        loss = sum(expected[name].values()) if name in expected else None
+        forecast = None if loss is None else forecast_perplexity(first.perplexity, loss)
+        lines.append(
+            Comparison(
+                format=name,
+                perplexity=perplexities[name],
+                rise=rises[name].mean,
+                rise_error=rises[name].error,
+                forecast=forecast,
+                beyond_quadratic=loss is not None and beyond_quadratic(loss),
+                bits_per_weight=tried[name].summary.bits_per_weight,
+                seconds=tried[name].seconds,
+                statistics_seconds=tried[name].statistics_seconds,
+            )
+        )
     return lines
 
 
-def checkpoint_changes(checkpoint: Checkpoint, folder: Path) -> dict[str, Tensor]:
-    """What quantizing has added to each linear weight, by parameter name.
-
-    Raises: CheckpointError.
-    """
-    changes = {}
-    for tensors, records in quantized_blocks(open_checkpoint(folder)):
-        for name, record in records.items():
-            prefix = f"{name}."
-            parts = {p.removeprefix(prefix): t for p, t in tensors.items() if p.startswith(prefix)}
-            key = f"{name}.weight"
-            weight = load_tensors(checkpoint, [key])[key].float()
-            changes[key] = dense_layer(name, parts, record) - weight
-    return changes
+def _losses(folder: Path, text: EvaluationText, hooks: Hooks) -> Tensor:
+    return window_losses(load_model(folder), text, progress=hooks.check)
 
 
-def _reference_line(checkpoint: Checkpoint, reference: Perplexity) -> Comparison:
+def _reference_line(checkpoint: Checkpoint, value: float, found: Rise) -> Comparison:
     dtype = checkpoint.tensors[f"{checkpoint.all_linear_names()[0]}.weight"].dtype
     return Comparison(
         format=dtype.lower(),
-        perplexity=reference.value,
+        perplexity=value,
+        rise=found.mean,
+        rise_error=found.error,
         forecast=None,
         beyond_quadratic=False,
         bits_per_weight=float(dtype.strip("BF")),
         seconds=None,
     )
-
-
-def _line(setting: Setting, name: str, reference: Perplexity, hooks: Hooks) -> Comparison:
-    checkpoint, calibration = setting.checkpoint, setting.calibration
-    options = msgspec.structs.replace(setting.options, format=name)
-    settings = uniform_settings(checkpoint, options, setting.outliers)
-    begin = time.perf_counter()
-    fisher = setting.work / FISHER_NAME
-    if "fisher" in needed(settings) and calibration is not None:
-        ensure_fisher(fisher, checkpoint, calibration, "sequence", progress=hooks.fisher_pass)
-    between = time.perf_counter()
-    job = Job(
-        source=checkpoint.folder,
-        out=setting.work / name,
-        settings=settings,
-        calibration=calibration,
-        fisher=fisher,
-        executor=setting.executor,
-    )
-    summary = quantize(job, hooks)
-    seconds = time.perf_counter() - between
-    measured = perplexity(load_model(summary.out), setting.text, progress=hooks.check)
-    loss = _forecast(setting, settings, summary, hooks)
-    return Comparison(
-        format=name,
-        perplexity=measured.value,
-        forecast=None if loss is None else forecast_perplexity(reference.value, loss),
-        beyond_quadratic=loss is not None and beyond_quadratic(loss),
-        bits_per_weight=summary.bits_per_weight,
-        seconds=seconds if summary.kept == 0 else None,
-        statistics_seconds=between - begin,
-    )
-
-
-def _forecast(
-    setting: Setting, settings: dict[str, Settings], summary: Summary, hooks: Hooks
-) -> float | None:
-    """None without calibration, and for AWQ, whose weights are those of a rescaled block."""
-    calibration = setting.calibration
-    if calibration is None or any(one.method == "awq" for one in settings.values()):
-        return None
-    changes = checkpoint_changes(setting.checkpoint, summary.out)
-    losses = forecast_losses(setting.checkpoint, changes, calibration.ids, hooks.check)
-    return sum(losses.values())

@@ -11,7 +11,7 @@ Source: SqueezeLLM llama.py and GPTQ, evaluation loop; block size 2048.
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -82,35 +82,61 @@ def load_evaluation(
 def perplexity(
     model: Any, text: EvaluationText, *, progress: Callable[[int, int], None] | None = None
 ) -> Perplexity:
-    """Score every window from an empty context, in the model's own number format.
+    """Score every window from an empty context; as `window_losses`."""
+    return perplexity_of(window_losses(model, text, progress=progress), text)
 
-    Short windows go through the model together. progress hears of windows done, and of how many.
+
+def window_losses(
+    model: Any, text: EvaluationText, *, progress: Callable[[int, int], None] | None = None
+) -> Tensor:
+    """(windows,) float64: mean loss of each window from an empty context, in nats per token.
+
+    In the model's own number format. Short windows go through the model together. progress hears
+    of windows done, and of how many.
     """
     windows, tokens = text.ids.shape
     at_once = max(1, PAPER_WINDOW // tokens)
-    total, done = 0.0, 0
+    losses, done = [], 0
     with torch.inference_mode():
         for part in text.ids.split(at_once):
             logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
-            total += float(nll_sum(logits.flatten(0, 1), part[:, 1:].flatten()))
+            nll = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none"
+            )
+            losses.append(nll.double().view(len(part), tokens - 1).mean(dim=1))
             done += len(part)
             if progress is not None:
                 progress(done, windows)
-    count = windows * (tokens - 1)
-    mean = total / count
+    return torch.cat(losses)
+
+
+def perplexity_of(losses: Tensor, text: EvaluationText) -> Perplexity:
+    """The perplexity of all windows together, from their losses."""
+    windows, tokens = text.ids.shape
+    mean = float(losses.mean())
     return Perplexity(
         value=math.exp(mean) if mean < 700 else math.inf,
         nll_per_token=mean,
-        predictions=count,
+        predictions=windows * (tokens - 1),
         windows=windows,
         window_tokens=tokens,
         label=text.label,
     )
 
 
-def nll_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of -log p(target) over positions. logits (T, V) float32, targets (T,)."""
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().sum()
+class Rise(NamedTuple):
+    """How much more a model loses than another on the same windows, in nats per token."""
+
+    mean: float
+    error: float | None  # standard error of the mean over the windows; None for one window
+
+
+def rise(losses: Tensor, base: Tensor) -> Rise:
+    """Paired: the windows' own difficulty, which is far larger, drops out."""
+    difference = losses - base
+    count = len(difference)
+    error = float(difference.std()) / math.sqrt(count) if count > 1 else None
+    return Rise(mean=float(difference.mean()), error=error)
 
 
 def _tokens_of(path: Path, tokenizer_folder: Path) -> Tensor:

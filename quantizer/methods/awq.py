@@ -34,22 +34,22 @@ def quantize_awq(weight: Tensor, statistics: Statistics, settings: Settings) -> 
 
 
 def search_scale(
-    weights: Sequence[Tensor], statistics: Statistics, settings: Settings
+    layers: Sequence[tuple[Tensor, Settings]], statistics: Statistics
 ) -> tuple[Tensor, float]:
     """(K,) scale of the input channels of layers (N_i, K) with a common input, and its alpha.
 
     Minimises sum_i tr(dW_i H dW_i^T) with dW = Q(W diag(s)) diag(s)^-1 - W over the grid of alpha.
     """
-    columns = weights[0].shape[1]
+    columns = layers[0][0].shape[1]
     hessian = required(statistics, "hessian", (columns, columns))
     magnitude = required(statistics, "mean_abs", (columns,))
-    wide = [weight.float() for weight in weights]
+    wide = [(weight.float(), settings) for weight, settings in layers]
     best = (torch.inf, torch.ones_like(magnitude), 0.0)
     for alpha in ALPHAS:
         scale = magnitude.pow(alpha).clamp_min(LEAST_SCALE)
         scale = scale / (scale.max() * scale.min()).sqrt()
         error = 0.0
-        for weight in wide:
+        for weight, settings in wide:
             error += hessian_error(_rounded(weight * scale, settings) / scale - weight, hessian)
         if error < best[0]:
             best = (error, scale, alpha)

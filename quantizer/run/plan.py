@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from torch import Tensor
 
-from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors, read_tensors
+from quantizer.checkpoints.checkpoint import read_tensors
+from quantizer.checkpoints.checkpoint_model import load_model
 from quantizer.errors import UsageError
-from quantizer.methods.matrix import Settings, Statistics
-from quantizer.methods.registry import needs, quantize_matrix
-from quantizer.sensitivity.choose import layer_shape, uniform_settings
+from quantizer.evaluation.evaluate import EvaluationText, rise, window_losses
+from quantizer.run.pipeline import Hooks
+from quantizer.run.trial import Trial, folder_of, forecasts, original_weights, try_format
+from quantizer.sensitivity.choose import layer_shape
 from quantizer.sensitivity.device_time import StepTimes
-from quantizer.sensitivity.forecast import allocate
-from quantizer.sensitivity.forecast_pass import forecast_losses
+from quantizer.sensitivity.forecast import allocations
+from quantizer.sensitivity.forecast_pass import forecast_windows
 
 
 class LayerCosts(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,46 +42,39 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     forecast_loss: float  # nats per token
     formats: dict[str, str]
     ms_per_token: float | None = None  # predicted, if time was the budget
+    measured_loss: float | None = None  # on other calibration windows than the forecast's
+    measured_error: float | None = None  # its paired standard error
 
 
 TOP_SHARE = 0.0005
-
-
-def check_independent(formats: Sequence[str]) -> None:
-    """Raises: UsageError for methods that see activations: their forecast needs the whole run."""
-    for name in formats:
-        if needs(Settings(format=name)) - {"fisher"}:
-            raise UsageError(f"{name} depends on the layers before; `compare` prints its forecast")
+MEASURED_TOKENS = 2**15  # per plan, at most
 
 
 def layer_costs(
-    checkpoint: Checkpoint,
+    trial: Trial,
     formats: Sequence[str],
-    ids: Tensor,
+    hooks: Hooks,
     *,
-    sequence_fisher: Path | None = None,
     on_format: Callable[[str], Any] = lambda name: None,  # noqa: ARG005
 ) -> list[LayerCosts]:
-    """Every linear layer of the blocks, in their order; one backward pass per format.
+    """Every linear layer of the blocks, in their order; a checkpoint per format.
 
-    ids (S, T): tokens of the forecast. sequence_fisher: a file, if a format needs it.
-
-    Raises: UsageError as `check_independent`.
+    Raises: what `quantize` raises, UsageError without calibration.
     """
-    check_independent(formats)
-    losses, nbytes = {}, {}
+    nbytes = {}
     for name in formats:
-        changes, nbytes[name] = _changes(checkpoint, name, sequence_fisher)
-        losses[name] = forecast_losses(checkpoint, changes, ids)
+        records = try_format(trial, name, hooks).summary.layers
+        nbytes[name] = {layer: record.nbytes for layer, record in records.items()}
         on_format(name)
+    losses = forecasts(trial, formats, hooks)
     return [
         LayerCosts(
             layer=layer,
-            shape=layer_shape(checkpoint, layer),
-            losses={name: losses[name][f"{layer}.weight"] for name in formats},
-            nbytes={name: nbytes[name][f"{layer}.weight"] for name in formats},
+            shape=layer_shape(trial.checkpoint, layer),
+            losses={name: losses[name][layer] for name in formats},
+            nbytes={name: nbytes[name][layer] for name in formats},
         )
-        for layer in checkpoint.all_linear_names()
+        for layer in trial.checkpoint.all_linear_names()
     ]
 
 
@@ -107,24 +101,8 @@ def sensitivities(token_fisher: Path, costs: Sequence[LayerCosts]) -> list[Sensi
     return [msgspec.structs.replace(row, fisher_share=row.fisher_share / total) for row in found]
 
 
-def _changes(
-    checkpoint: Checkpoint, format_name: str, sequence_fisher: Path | None
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """What a format adds to every weight, and the bytes it takes, by parameter name."""
-    changes, nbytes = {}, {}
-    for name, settings in uniform_settings(checkpoint, Settings(format=format_name)).items():
-        key = f"{name}.weight"
-        weight = load_tensors(checkpoint, [key])[key].float()
-        wanted = sequence_fisher is not None and "fisher" in needs(settings)
-        fisher = read_tensors(sequence_fisher, [key])[key] if wanted else None
-        matrix = quantize_matrix(weight, Statistics(fisher=fisher), settings)
-        changes[key] = matrix.dequantize() - weight
-        nbytes[key] = matrix.nbytes
-    return changes, nbytes
-
-
-def plan_for_bits(rows: Sequence[LayerCosts], bits_per_weight: float) -> Plan:
-    """The least forecast loss within so many true bits per weight.
+def plans_for_bits(rows: Sequence[LayerCosts], bits_per_weight: float) -> list[Plan]:
+    """Plans of little forecast loss within so many true bits per weight, of several ranges.
 
     Raises: UsageError if the smallest formats take more.
     """
@@ -136,11 +114,12 @@ def plan_for_bits(rows: Sequence[LayerCosts], bits_per_weight: float) -> Plan:
             f"these formats take {least_bits:.4f} bits per weight at least, found a budget of "
             f"{bits_per_weight:g}"
         )
-    return _plan(rows, allocate(_choices(rows, costs), bits_per_weight * weights / 8))
+    found = allocations(_choices(rows, costs), bits_per_weight * weights / 8)
+    return [_plan(rows, formats) for formats in found]
 
 
-def plan_for_time(rows: Sequence[LayerCosts], times: StepTimes, most_s: float) -> Plan:
-    """The least forecast loss within so many predicted seconds per token, the rest included.
+def plans_for_time(rows: Sequence[LayerCosts], times: StepTimes, most_s: float) -> list[Plan]:
+    """The same within so many predicted seconds per token, the rest of the step included.
 
     Raises: UsageError if the fastest formats take longer.
     """
@@ -154,9 +133,50 @@ def plan_for_time(rows: Sequence[LayerCosts], times: StepTimes, most_s: float) -
             f"{1e3 * times.others_s:.4g} ms of it outside of the linear layers; found a budget of "
             f"{1e3 * most_s:.4g} ms"
         )
-    formats = allocate(_choices(rows, costs), most_s - times.others_s)
-    spent_s = times.others_s + sum(costs[layer][name] for layer, name in formats.items())
-    return msgspec.structs.replace(_plan(rows, formats), ms_per_token=1e3 * spent_s)
+    plans = []
+    for formats in allocations(_choices(rows, costs), most_s - times.others_s):
+        spent_s = times.others_s + sum(costs[layer][name] for layer, name in formats.items())
+        plan = _plan(rows, formats)
+        plans.append(msgspec.structs.replace(plan, ms_per_token=1e3 * spent_s))
+    return plans
+
+
+def measured_plans(trial: Trial, plans: Sequence[Plan], hooks: Hooks) -> list[Plan]:
+    """The plans with their measured rise of the loss, the least first.
+
+    Measured on windows of the calibration text that the forecast has not seen, if there are any:
+    a forecast that a plan was chosen by is too low. Formats must have been tried.
+
+    Raises: CheckpointError, StoppedError, UsageError without calibration.
+    """
+    text = _held_out(trial)
+    model = load_model(trial.checkpoint.folder)
+    base = window_losses(model, text, progress=hooks.check)
+    found = []
+    for plan in plans:
+        _put(model, trial, plan.formats)
+        more = rise(window_losses(model, text, progress=hooks.check), base)
+        found.append(
+            msgspec.structs.replace(plan, measured_loss=more.mean, measured_error=more.error)
+        )
+    return sorted(found, key=lambda plan: (plan.measured_loss, plan.bits_per_weight))
+
+
+def _held_out(trial: Trial) -> EvaluationText:
+    if trial.calibration is None:
+        raise UsageError("a plan is measured on calibration text, and there is none")
+    ids = trial.calibration.ids
+    others = ids[len(forecast_windows(ids)) :]
+    some = (others if len(others) else ids)[: max(1, MEASURED_TOKENS // ids.shape[1])]
+    return EvaluationText(ids=some, label=f"{len(some)} windows of calibration text")
+
+
+def _put(model: Any, trial: Trial, formats: dict[str, str]) -> None:
+    """The weights that the tried formats give the layers, into the unquantized model."""
+    for name in sorted(set(formats.values())):
+        layers = {layer for layer, own in formats.items() if own == name}
+        for layer, weight in original_weights(folder_of(trial, name), layers):
+            model.get_submodule(layer).weight.copy_(weight)
 
 
 def _choices(

@@ -151,7 +151,7 @@ def _quantize(weight: Tensor, settings: Settings) -> None:
         mean_abs=weight.abs().mean(dim=0) + 1.0 if "mean_abs" in wanted else None,
     )
     if settings.method == "awq":
-        search_scale([weight], statistics, settings)
+        search_scale([(weight, settings)], statistics)
     quantize_matrix(weight, statistics, settings)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from quantizer.checkpoints.checkpoint import Checkpoint, hash_tensors, load_tensors, read_tensors
@@ -139,10 +140,10 @@ def _run_one(
         ledger.sweep(out / ledger.FOLDER, task.block)
         made = ledger.state(out, identity) != "done"
         if made:
-            matrices = _quantized(task, layer, prefix, calls, tensors, fisher)
+            matrices, foldings = _quantized(task, layer, prefix, calls, tensors, fisher)
             state = layer.state_dict()
             rest = {n: state[n.removeprefix(prefix)].to(t.dtype) for n, t in tensors.items()}
-            commit_block(out, identity, rest, matrices)
+            commit_block(out, identity, rest | foldings, matrices)
     layer.load_state_dict(_finished(out, task.block, prefix))
     seconds = time.perf_counter() - begin
     became = "made" if made else "kept"
@@ -156,30 +157,32 @@ def _quantized(
     calls: Calls,
     tensors: dict[str, Tensor],
     fisher: dict[str, Tensor],
-) -> dict[str, QuantizedMatrix]:
-    """The quantized layers of a block, whose other tensors AWQ changes in `layer`.
+) -> tuple[dict[str, QuantizedMatrix], dict[str, Tensor]]:
+    """The quantized layers of a block, whose other tensors AWQ changes in `layer`; its foldings.
 
     Raises: CheckFailedError.
     """
     layer.load_state_dict({n.removeprefix(prefix): t.float() for n, t in tensors.items()})
-    short = {name: name.removeprefix(prefix) for name in task.settings}
+    settings = {name.removeprefix(prefix): one for name, one in task.settings.items()}
     try:
-        statistics = input_statistics(layer, [*short.values()], calls)
-        scaled = [s for s in task.settings.values() if s.method == "awq"]
-        if scaled:
-            statistics = scale_block(layer, statistics, scaled[0])
+        statistics = {
+            name: replace(inputs, fisher=fisher.get(prefix + name))
+            for name, inputs in input_statistics(layer, [*settings], calls).items()
+        }
+        dtypes = {name.removeprefix(prefix): tensor.dtype for name, tensor in tensors.items()}
+        foldings: dict[str, Tensor] = {}
+        if any(one.method == "awq" for one in settings.values()):
+            statistics, foldings = scale_block(layer, statistics, settings, dtypes)
         matrices = {}
-        for name, settings in task.settings.items():
-            own = statistics[short[name]]
-            merged = Statistics(fisher=fisher.get(name), hessian=own.hessian, mean_abs=own.mean_abs)
-            weight = layer.get_submodule(short[name]).weight.detach()
-            matrices[name] = quantize_matrix(weight, merged, settings)
+        for name, one in settings.items():
+            weight = layer.get_submodule(name).weight.detach()
+            matrices[prefix + name] = quantize_matrix(weight, statistics[name], one)
     except PerfmodelError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CheckFailedError(f"{task.block} cannot be quantized: {reason}") from error
-    return matrices
+    return matrices, {prefix + name: tensor for name, tensor in foldings.items()}
 
 
 def _finished(out: Path, block: str, prefix: str) -> dict[str, Tensor]:

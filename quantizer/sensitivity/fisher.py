@@ -63,26 +63,31 @@ def fisher_statistics(
 def change_losses(
     model: nn.Module,
     ids: Tensor,
-    changes: Mapping[str, Tensor],
+    changes: Mapping[str, Mapping[str, Tensor]],
     *,
     blocks: Mapping[str, nn.Module],
     progress: Progress | None = None,
-) -> dict[str, float]:
-    """Forecast rise of the loss, in nats per token, when a weight changes by dW, by its name.
+) -> dict[str, dict[str, float]]:
+    """Forecast rise of the loss, in nats per token, when a weight changes by dW.
 
     1/2 of the mean over positions of (d_s^T dW x_s)^2. The diagonal H is its part without products
     of two weights: where the errors of a row go together, or make up for each other as GPTQ lets
-    them, those products decide. changes: (N, K) by parameter name; layers without one are skipped.
+    them, those products decide. changes: several sets of (N, K) changes, each by parameter name;
+    one pass serves them all.
 
     Raises: SettingsError.
     """
     predicted = _predictions(ids)
-    sums = dict.fromkeys(changes, 0.0)
+    sums = {label: dict.fromkeys(own, 0.0) for label, own in changes.items()}
     for name, x, d in _layers_backward(model, ids, blocks, progress):
-        if name in changes:
-            along = ((x @ changes[name].to(x).T) * d).sum(dim=1) * predicted  # (T,)
-            sums[name] += float(along.double().square().sum())
-    return {name: 0.5 * total / (ids.shape[0] * predicted) for name, total in sums.items()}
+        for label, own in changes.items():
+            if name in own:
+                along = ((x @ own[name].to(x).T) * d).sum(dim=1) * predicted  # (T,)
+                sums[label][name] += float(along.double().square().sum())
+    half = 0.5 / (ids.shape[0] * predicted)
+    return {
+        label: {name: half * total for name, total in own.items()} for label, own in sums.items()
+    }
 
 
 def _layers_backward(

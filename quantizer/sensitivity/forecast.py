@@ -6,7 +6,7 @@ dNLL = 0.35 the true loss is higher. So a budget can be spent where it saves mos
 """
 
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import combinations, pairwise
 from math import exp
 from typing import NamedTuple
 
@@ -65,6 +65,28 @@ def allocate(
         spent += more
         taken[layer] = name
     return taken
+
+
+def allocations(
+    choices: Mapping[str, Mapping[str, tuple[float, float]]], budget: float
+) -> list[dict[str, str]]:
+    """What `allocate` makes of each range of formats, neighbours in size, that fits the budget.
+
+    The widest range has the least forecast loss. But the coarser a format, the more its forecast
+    falls short, and the more layers it is given wrongly; single formats are among the ranges.
+    choices: the same formats for every layer.
+    """
+    formats = {name for layer in choices.values() for name in layer}
+    sizes = {name: sum(layer[name][0] for layer in choices.values()) for name in formats}
+    order = sorted(formats, key=lambda name: (sizes[name], name))
+    found: list[dict[str, str]] = []
+    for low, high in combinations(range(len(order) + 1), 2):
+        some = order[low:high]
+        ladder = {layer: {n: own[n] for n in some} for layer, own in choices.items()}
+        least = sum(min(cost for cost, _ in own.values()) for own in ladder.values())
+        if least <= budget and (taken := allocate(ladder, budget)) not in found:
+            found.append(taken)
+    return found
 
 
 def _hull(layer: str, formats: Mapping[str, tuple[float, float]]) -> list[tuple[str, Choice]]:

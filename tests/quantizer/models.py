@@ -28,9 +28,9 @@ def config_of(kind: str = "llama", **changes) -> dict:
     return config | changes
 
 
-def shapes_of(kind: str, blocks: int) -> dict[str, tuple[int, ...]]:
+def shapes_of(kind: str, blocks: int, kv_heads: int = 2) -> dict[str, tuple[int, ...]]:
     """Names and shapes as Hugging Face writes them."""
-    h, w = HIDDEN, WIDE
+    h, w, kv = HIDDEN, WIDE, HIDDEN * kv_heads // HEADS
     if kind == "opt":
         attention = {f"self_attn.{n}_proj": (h, h) for n in ("q", "k", "v", "out")}
         linears = attention | {"fc1": (w, h), "fc2": (h, w)}
@@ -45,8 +45,8 @@ def shapes_of(kind: str, blocks: int) -> dict[str, tuple[int, ...]]:
     else:
         linears = {
             "self_attn.q_proj": (h, h),
-            "self_attn.k_proj": (h // 2, h),
-            "self_attn.v_proj": (h // 2, h),
+            "self_attn.k_proj": (kv, h),
+            "self_attn.v_proj": (kv, h),
             "self_attn.o_proj": (h, h),
             "mlp.gate_proj": (w, h),
             "mlp.up_proj": (w, h),
@@ -77,7 +77,8 @@ def write_model(folder: Path, kind: str = "llama", *, shards: int = 1, **changes
     (folder / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for name, shape in shapes_of(kind, config["num_hidden_layers"]).items():
+    shapes = shapes_of(kind, config["num_hidden_layers"], config["num_key_value_heads"])
+    for name, shape in shapes.items():
         values = 0.1 * torch.randn(shape, generator=generator)
         norm = "norm" in name and name.endswith("weight")
         tensors[name] = (values + 1 if norm else values).to(torch.float16)

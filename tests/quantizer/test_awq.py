@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from msgspec.structs import replace
 from transformers import LlamaConfig, OPTConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from quantizer.methods.awq import ALPHAS, SHRINKS, search_scale
-from quantizer.methods.awq_block import fold_scale, scale_block
+from quantizer.methods.awq_block import COLUMNS, ROWS, fold_scale, scale_block, unfolded
 from quantizer.methods.hessian import accumulate_inputs
 from quantizer.methods.matrix import Settings, SettingsError, Statistics
 from quantizer.methods.registry import quantize_matrix
@@ -43,7 +44,7 @@ def test_rtn_is_the_plain_reference():
 
 def test_the_scale_is_the_one_of_least_output_error():
     weight, x, statistics = problem()
-    scale, alpha = search_scale([weight], statistics, Settings(format="awq-w3-g128"))
+    scale, alpha = search_scale([(weight, Settings(format="awq-w3-g128"))], statistics)
     errors = {}
     for candidate in ALPHAS:
         s = x.abs().mean(0).pow(candidate).clamp(min=1e-4)
@@ -59,8 +60,8 @@ def test_layers_that_share_an_input_share_a_scale():
     weight, _, statistics = problem()
     chosen = Settings(format="awq-w3-g128")
     both = torch.cat((weight, 3 * weight.flip(0)))
-    joint, _ = search_scale([weight, 3 * weight.flip(0)], statistics, chosen)
-    torch.testing.assert_close(joint, search_scale([both], statistics, chosen)[0])
+    joint, _ = search_scale([(weight, chosen), (3 * weight.flip(0), chosen)], statistics)
+    torch.testing.assert_close(joint, search_scale([(both, chosen)], statistics)[0])
 
 
 def test_the_clip_is_the_one_of_least_output_error():
@@ -156,7 +157,9 @@ def test_a_scaled_block_is_the_same_function_of_other_weights(family):
             parameter.copy_(torch.randn(64).exp())
     before, weights = run(), {n: p.clone() for n, p in block.named_parameters()}
     collected = statistics_of(block, run)
-    scaled = scale_block(block, collected, Settings(format="awq-w3-g64"))
+    chosen = dict.fromkeys(collected, Settings(format="awq-w3-g64"))
+    dtypes = {name: parameter.dtype for name, parameter in block.named_parameters()}
+    scaled, foldings = scale_block(block, collected, chosen, dtypes)
     torch.testing.assert_close(run(), before, rtol=1e-4, atol=1e-5)
     changed = {n for n, p in block.named_parameters() if not torch.equal(p, weights[n])}
     output = "self_attn.out_proj.weight" if family == "opt" else "self_attn.o_proj.weight"
@@ -167,16 +170,57 @@ def test_a_scaled_block_is_the_same_function_of_other_weights(family):
         tolerance = {"rtol": 1e-3, "atol": 1e-4 * float(statistics.hessian.abs().max())}
         torch.testing.assert_close(statistics.hessian, after[name].hessian, **tolerance)
         torch.testing.assert_close(statistics.mean_abs, after[name].mean_abs, rtol=1e-3, atol=1e-5)
+        parts = {part: foldings[f"{name}.{part}"] for part in (ROWS, COLUMNS)
+                 if f"{name}.{part}" in foldings}  # fmt: skip
+        original = unfolded(block.get_submodule(name).weight, parts)
+        torch.testing.assert_close(original, weights[f"{name}.weight"])
 
 
 def test_folding_divides_before_and_multiplies_after():
     norm, linear = torch.nn.LayerNorm(3), torch.nn.Linear(3, 2, bias=False)
     weight = linear.weight.detach().clone()
-    fold_scale(norm, [linear], torch.tensor([1.0, 2.0, 4.0]))
+    fold_scale(norm, [linear], torch.tensor([1.0, 2.0, 4.0]), dtype=torch.float32)
     assert norm.weight.tolist() == [1.0, 0.5, 0.25]
     assert torch.equal(linear.weight, weight * torch.tensor([1.0, 2.0, 4.0]))
 
 
+def test_a_folded_norm_loses_nothing_when_it_is_stored():
+    """Its rounding to FP16 goes into the scale; channels that FP16 cannot hold stay as they are."""
+    norm, linear = torch.nn.RMSNorm(4), torch.nn.Linear(4, 2, bias=False)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, 1.7, 2.0**-24, 0.0]))
+    was, weight = norm.weight.detach().clone(), linear.weight.detach().clone()
+    wanted = torch.tensor([3.0, 0.3, 1e3, 2.0])
+    scale = fold_scale(norm, [linear], wanted, dtype=torch.float16)
+    stored = norm.weight.half().float()
+    torch.testing.assert_close(stored, norm.weight, rtol=1e-6, atol=0)
+    torch.testing.assert_close(scale[:2], wanted[:2], rtol=2**-10, atol=0)
+    assert scale[2:].tolist() == [1.0, 1.0]
+    torch.testing.assert_close(linear.weight * stored, weight * was, rtol=1e-6, atol=0)
+
+
+def test_only_pairs_whose_readers_are_all_awqs_are_scaled_and_squared_gradients_follow():
+    block, run = llama_block(4)
+    rtn, awq = Settings(format="rtn-w4"), Settings(format="awq-w4-g64")
+    collected = {
+        name: replace(found, fisher=block.get_submodule(name).weight.detach().square())
+        for name, found in statistics_of(block, run).items()
+    }
+    settings = dict.fromkeys(collected, awq) | {"self_attn.q_proj": rtn, "mlp.up_proj": rtn}
+    before = {name: p.clone() for name, p in block.named_parameters()}
+    dtypes = {name: p.dtype for name, p in block.named_parameters()}
+    scaled, foldings = scale_block(block, collected, settings, dtypes)
+    assert sorted(foldings) == [
+        *("mlp.down_proj.folded_columns", "mlp.up_proj.folded_rows"),
+        *("self_attn.o_proj.folded_columns", "self_attn.v_proj.folded_rows"),
+    ]
+    assert torch.equal(block.self_attn.q_proj.weight, before["self_attn.q_proj.weight"])
+    for name in ("mlp.up_proj", "mlp.down_proj"):  # F dW^2 does not depend on the scale
+        mass = collected[name].fisher * before[f"{name}.weight"].square()
+        folded = scaled[name].fisher * block.get_submodule(name).weight.square()
+        torch.testing.assert_close(folded, mass)
+
+
 def test_an_unknown_block_is_refused():
     with pytest.raises(SettingsError, match="does not know how to scale a Sequential"):
-        scale_block(torch.nn.Sequential(), {}, Settings(format="awq-w4-g128"))
+        scale_block(torch.nn.Sequential(), {}, {}, {})

@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit codes, one line for every error."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -72,16 +73,21 @@ def test_inspect_and_verify(quantized, capsys):
 
 
 def test_compare_prints_one_line_per_format(llama, ids, text_ids, capsys, tmp_path):
-    formats = "rtn-w4,squeezellm-w4-s0.45,gptq-w4"
+    formats = "rtn-w4,squeezellm-w4-s0.45,gptq-w4,awq-w4-g128"
     code, out, err = run(
         capsys, "compare", llama, "--calibration", ids, "--text", text_ids, "--formats", formats,
         "--executor", "serial", "--work", tmp_path / "new",
     )  # fmt: skip
     assert (code, err) == (0, "")
-    table = [line.split() for line in out.splitlines()[2:6]]
+    table = [line.split() for line in out.splitlines()[2:7]]
     assert [row[0] for row in table] == ["f16", *formats.split(",")]
-    measured, forecast = float(table[1][2]), float(table[1][3])
-    assert abs(forecast / measured - 1) < 0.05
+    for row in table[1:]:
+        measured, forecast = float(row[2]), float(row[3])
+        assert abs(forecast / measured - 1) < 0.05
+        assert float(row[4]) == pytest.approx(
+            1e3 * math.log(measured / float(table[0][2])), abs=0.1
+        )
+    assert "rise: of the loss over f16, in thousandths of a nat" in out
 
 
 def test_compare_gives_every_method_the_same_true_bits(llama, ids, text_ids, capsys):
@@ -103,10 +109,14 @@ def test_a_plan_of_allocate_is_what_quantize_takes(llama, ids, capsys, tmp_path)
         "--bits-per-weight", 13, "-o", plan,
     )  # fmt: skip
     assert code == 0
-    assert "bits per weight, forecast loss" in text
+    assert "layers and formats" in text
+    assert "the least measured one is the plan" in text
     budget = json.loads(plan.read_text())
+    measured = [float(line.split()[-2]) for line in text.splitlines()[2:] if " x rtn-" in line]
+    assert len(measured) > 2
+    assert measured[0] == min(measured) == pytest.approx(1e3 * budget["measured_loss"], abs=0.06)
     assert budget["bits_per_weight"] <= 13
-    assert len(set(budget["formats"].values())) > 1
+    assert any(line.count(" x rtn-") > 1 for line in text.splitlines())
     code, text, _ = run(
         capsys, "quantize", llama, "--formats", plan, "--out", out, "--executor", "serial"
     )

@@ -91,7 +91,7 @@ def test_the_forecast_is_the_rise_of_the_loss_of_a_model_at_its_optimum():
         name: 0.05 * weight.std() * torch.randn(weight.shape, generator=generator)
         for name, weight in weights.items()
     }
-    forecast = change_losses(model, ids, changes, blocks=blocks)
+    forecast = change_losses(model, ids, {"": changes}, blocks=blocks)[""]
     rises = []
     with torch.no_grad():
         for name, weight in weights.items():
@@ -109,7 +109,7 @@ def test_the_loss_of_a_single_changed_weight_is_its_diagonal():
     name = "model.layers.1.mlp.up_proj.weight"
     change = torch.zeros_like(fisher[name])
     change[5, 7] = 0.125
-    found = change_losses(model, ids, {name: change}, blocks=blocks)
+    found = change_losses(model, ids, {"": {name: change}}, blocks=blocks)[""]
     due = 0.5 * float(fisher[name][5, 7]) * 0.125**2
     assert found == pytest.approx({name: due}, rel=1e-5)
 
@@ -128,7 +128,7 @@ def test_errors_that_make_up_for_each_other_cost_nothing_only_without_the_diagon
     change = torch.zeros_like(fisher[name])
     change[5, :2] = torch.tensor([0.125, -0.125])
     diagonal = 0.5 * float((fisher[name] * change.square()).sum())
-    found = change_losses(model, ids, {name: change}, blocks=blocks)
+    found = change_losses(model, ids, {"": {name: change}}, blocks=blocks)[""]
     assert found[name] < 1e-6 * diagonal
 
 

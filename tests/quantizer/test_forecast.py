@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from perfmodel.errors import UsageError
 from quantizer.sensitivity.forecast import (
     allocate,
+    allocations,
     beyond_quadratic,
     forecast_perplexity,
 )
@@ -48,6 +49,19 @@ def test_a_budget_below_the_smallest_formats_is_an_error():
         allocate(CHOICES, 359)
     with pytest.raises(UsageError, match="layer a has no format"):
         allocate({"a": {}}, 10)
+
+
+def test_every_range_of_neighbouring_formats_makes_an_allocation():
+    choices = {  # by the forecast w2 costs little, which pays for w4 in b
+        "a": {"w2": (20, 0.2), "w3": (30, 0.1), "w4": (40, 0.0)},
+        "b": {"w2": (20, 9.0), "w3": (30, 5.0), "w4": (40, 0.0)},
+    }
+    assert allocations(choices, 60) == [
+        {"a": "w2", "b": "w2"},
+        {"a": "w3", "b": "w3"},
+        {"a": "w2", "b": "w4"},
+    ]
+    assert allocations(choices, 39) == []
 
 
 FORMATS = st.dictionaries(

@@ -11,11 +11,22 @@ from perfmodel.models import load_model
 from perfmodel.prediction import predict
 from perfmodel.stack_files import load_stack
 from perfmodel.workload import Workload
+from quantizer.checkpoints import checkpoint_model
 from quantizer.cli import main
 from quantizer.errors import UsageError
-from quantizer.run.plan import LayerCosts, plan_for_bits, plan_for_time
+from quantizer.evaluation.evaluate import EvaluationText, window_losses
+from quantizer.run.pipeline import Hooks
+from quantizer.run.plan import (
+    LayerCosts,
+    layer_costs,
+    measured_plans,
+    plans_for_bits,
+    plans_for_time,
+)
+from quantizer.run.trial import checkpoint_changes
 from quantizer.sensitivity.device_time import StepTimes, step_times
 from tests.quantizer.models import BLOCKS, write_model
+from tests.quantizer.test_trial import trial_of
 
 FP16 = parse_format("fp16")
 # a is as large as b and twice as sensitive; b is slower in w4, on a device that decodes slowly
@@ -34,9 +45,13 @@ TIMES = StepTimes(
 )
 
 
+def least_forecast(plans):
+    return min(plans, key=lambda plan: plan.forecast_loss)
+
+
 @pytest.mark.parametrize(("bits", "raised"), [(3, ""), (3.49, ""), (3.5, "q"), (4, "qu")])
 def test_bits_go_to_the_most_sensitive_layer(bits, raised):
-    plan = plan_for_bits(ROWS, bits)
+    plan = least_forecast(plans_for_bits(ROWS, bits))
     assert "".join(n[2] for n, f in plan.formats.items() if f == "w4") == raised
     assert plan.bits_per_weight == 3 + len(raised) / 2
     assert plan.ms_per_token is None
@@ -47,19 +62,25 @@ def test_bits_go_to_the_most_sensitive_layer(bits, raised):
     [(16, "", 16), (17, "u", 17), (22.9, "u", 17), (23, "qu", 23)],
 )
 def test_time_goes_where_it_saves_most_loss_per_second(most_ms, raised, spent_ms):
-    plan = plan_for_time(ROWS, TIMES, most_ms / 1e3 + 1e-9)
+    plan = least_forecast(plans_for_time(ROWS, TIMES, most_ms / 1e3 + 1e-9))
     assert "".join(n[2] for n, f in plan.formats.items() if f == "w4") == raised
     assert plan.ms_per_token == pytest.approx(spent_ms)
 
 
+def test_ranges_that_fit_are_among_the_plans_and_equal_plans_stand_once():
+    assert [plan.bits_per_weight for plan in plans_for_bits(ROWS, 3.5)] == [3, 3.5]
+    assert [plan.bits_per_weight for plan in plans_for_bits(ROWS, 9)] == [3, 4]
+    assert [plan.ms_per_token for plan in plans_for_time(ROWS, TIMES, 0.0171)] == [16, 17]
+
+
 def test_bits_below_the_smallest_formats_are_refused_with_what_they_take():
     with pytest.raises(UsageError, match=r"take 3\.0000 bits per weight at least"):
-        plan_for_bits(ROWS, 2.9)
+        plans_for_bits(ROWS, 2.9)
 
 
 def test_a_time_below_the_fastest_formats_is_refused_with_what_they_take():
     with pytest.raises(UsageError, match="take 16 ms per token at least, 10 ms of it outside"):
-        plan_for_time(ROWS, TIMES, 0.015)
+        plans_for_time(ROWS, TIMES, 0.015)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +110,34 @@ def test_allocate_takes_a_time_and_says_what_it_predicts(tmp_path, ids, capsys):
     budget_ms = 1.02 * least_ms
     assert main([str(word) for word in (*command, budget_ms)]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert least_ms < plan["ms_per_token"] <= budget_ms
-    assert len(set(plan["formats"].values())) > 1
-    assert "ms per token on a6000, stack ideal: predicted" in capsys.readouterr().out
+    assert least_ms * 0.999 < plan["ms_per_token"] <= budget_ms
+    out = capsys.readouterr().out
+    assert any(line.count(" x rtn-") > 1 for line in out.splitlines())
+    assert "ms per token on a6000, stack ideal: predicted" in out
+
+
+def test_plans_are_measured_on_windows_that_the_forecast_has_not_seen(
+    llama, ids, tmp_path, monkeypatch
+):
+    trial = trial_of(llama, ids, tmp_path)
+    seen, others = trial.calibration.ids[:2], trial.calibration.ids[2:]
+    monkeypatch.setattr("quantizer.sensitivity.forecast_pass.FORECAST_TOKENS", seen.numel())
+    costs = layer_costs(trial, ["awq-w4-g128", "rtn-w2"], Hooks())
+    plans = measured_plans(trial, plans_for_bits(costs, 15.5), Hooks())
+    assert [plan.measured_loss for plan in plans] == sorted(p.measured_loss for p in plans)
+    mixed = next(plan for plan in plans if len(set(plan.formats.values())) == 2)
+    model = checkpoint_model.load_model(llama)
+    text = EvaluationText(ids=others, label="")
+    base = window_losses(model, text)
+    for layer, name in mixed.formats.items():
+        change = checkpoint_changes(trial.checkpoint, tmp_path / name)[f"{layer}.weight"]
+        model.get_submodule(layer).weight.add_(change)
+    due = window_losses(model, text) - base
+    assert mixed.measured_loss == pytest.approx(float(due.mean()), abs=1e-6)
+    assert mixed.measured_error == pytest.approx(float(due.std()) / 2, rel=1e-3)
+    losses = {row.layer: row.losses for row in costs}
+    due = sum(losses[layer][name] for layer, name in mixed.formats.items())
+    assert mixed.forecast_loss == pytest.approx(due)
 
 
 @pytest.mark.parametrize(
