@@ -33,9 +33,16 @@ def logits(model) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["awq-w3-g128", "gptq-w3"])
 @pytest.mark.parametrize(
-    ("kind", "changes"), [("llama", {"num_key_value_heads": 4}), ("llama", {}), ("mistral", {})]
+    ("kind", "changes", "foldings", "tolerance"),
+    [
+        ("llama", {"num_key_value_heads": 4}, 9, 1e-4),
+        ("mistral", {}, 7, 1e-4),  # grouped queries: nothing between v_proj and o_proj
+        ("opt", {"do_layer_norm_before": True}, 8, 5e-3),  # scaled biases are rounded to FP16
+    ],
 )
-def test_the_model_with_its_changes_is_the_quantized_model(tmp_path, ids, kind, changes, name):
+def test_the_model_with_its_changes_is_the_quantized_model(
+    tmp_path, ids, kind, changes, foldings, tolerance, name
+):
     source = write_model(tmp_path / "model", kind, **changes)
     ledger.prepare(tmp_path / "work")
     trial = trial_of(source, ids, tmp_path / "work")
@@ -45,12 +52,10 @@ def test_the_model_with_its_changes_is_the_quantized_model(tmp_path, ids, kind, 
     for key, change in checkpoint_changes(trial.checkpoint, out).items():
         model.get_parameter(key).add_(change)
     quantized = logits(load_model(out))
-    torch.testing.assert_close(logits(model), quantized, rtol=1e-4, atol=1e-4)
-    assert float((before - quantized).abs().max()) > 0.05
+    torch.testing.assert_close(logits(model), quantized, rtol=tolerance, atol=tolerance)
+    assert float((before - quantized).abs().max()) > 10 * tolerance
     folded = [part for part in read_tensors(out / "block-00000.safetensors") if "folded" in part]
-    pairs = 3 + ("num_key_value_heads" in changes)  # no v_proj to o_proj with grouped queries
-    columns = {3: 6, 4: 7}[pairs]
-    assert len(folded) == ((pairs - 2) + columns if name.startswith("awq") else 0)
+    assert len(folded) == (foldings if name.startswith("awq") else 0)
 
 
 def test_a_plan_is_tried_like_a_format_and_may_not_change(llama, ids, tmp_path):
