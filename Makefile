@@ -49,7 +49,7 @@ check: $(VENV)/.test
 	$(PY) -m mypy
 
 test: $(VENV)/.test
-	$(PY) -m pytest -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal  # a worker per core, a thread each
 
 bench: $(VENV)/.peers
 	$(PY) -m pytest bench --benchmark-disable-gc

@@ -85,7 +85,7 @@ def test_only_a_tie_within_rounding_may_part_two_texts(gap, ok):
         ({"architectures": ["GemmaForCausalLM"]}, "GemmaForCausalLM, which is not supported"),
         ({"vocab_size": 65}, r"embed_tokens.weight: found \[64, 32\], expected \[65, 32\]"),
         ({"attention_bias": True}, "q_proj: found no bias, expected one"),
-        ({"num_key_value_heads": 4}, r"k_proj: found \[16, 32\], expected \[32, 32\]"),
+        ({"head_dim": 16}, r"q_proj: found \[32, 32\], expected \[64, 32\]"),
     ],
 )
 def test_a_config_that_would_be_computed_wrongly_is_refused(tmp_path, change, problem):

@@ -15,7 +15,7 @@ from bench.kernels.subjects import (
     default_subjects,
     subject,
 )
-from bench.kernels.suite import choose_layers, default_layers, layers
+from bench.kernels.suite import SHAPES, choose_layers, default_layers, layers
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
 
@@ -106,7 +106,8 @@ def test_layers_are_those_of_the_models():
     assert shapes["gate_up_proj"] == (22016, 4096)
     assert shapes["down_proj"] == (4096, 11008)
     assert shapes["lm_head"] == (32000, 4096)
-    assert len(default_layers("cuda")) == 4 * 6
+    assert len(default_layers("cuda")) == 4 * 6 + len(SHAPES)
+    assert {layer.shape for layer in default_layers("cuda")} >= set(SHAPES)
     assert len({layer.shape for layer in default_layers("cpu")}) == 4
 
 
