@@ -9,20 +9,9 @@ from typing import Any
 from perfmodel.arguments import OneLineParser, count, counts, size
 from perfmodel.errors import PerfmodelError, one_line
 from perfmodel.output import discard_output
+from quantizer.defaults import METHODS, PROFILES
 
-COMPARED = ("rtn", "kmeans", "squeezellm", "gptq", "awq", "gptvq-2d")  # at equal true bits
-METHODS = (*COMPARED, "gptvq-1d", "gptvq-4d", "spqr")
-PROFILES = ("c4-100x512", "c4-128x2048", "pile-128x512", "wikitext2-128x2048")
 MAX_NUMBER = 1_000_000  # of any argument; rules out infinity
-DEFAULT_FORMATS = (
-    "rtn-w{b}",
-    "kmeans-w{b}",
-    "squeezellm-w{b}",
-    "squeezellm-w{b}-s0.05",
-    "squeezellm-w{b}-s0.45",
-    "gptq-w{b}",
-    "awq-w{b}-g128",
-)
 _EXAMPLES = """\
 examples:
   python -m quantizer quantize MODEL --method squeezellm --bits 3 --sparsity 0.45 \\

@@ -14,7 +14,7 @@ import torch
 from perfmodel.hardware import load_hardware
 from perfmodel.measured_stack import stack_for
 from quantizer.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from quantizer.cli import COMPARED, DEFAULT_FORMATS
+from quantizer.defaults import COMPARED, DEFAULT_FORMATS
 from quantizer.errors import CheckpointError, UsageError
 from quantizer.evaluation.calibration import Calibration, in_domain, load_calibration, source_of
 from quantizer.evaluation.evaluate import EvaluationText, Protocol, load_evaluation
