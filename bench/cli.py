@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from bench.options import add_commands
 from perfmodel.arguments import OneLineParser
-from perfmodel.errors import PerfmodelError, one_line
+from perfmodel.errors import PerfmodelError, missing_package, one_line
 from perfmodel.output import discard_output
 
 RESUMABLE_EXIT = 75
@@ -64,5 +64,9 @@ def build_parser() -> OneLineParser:
 
 def run(args: argparse.Namespace) -> int:
     """The command's function, imported only now: torch takes seconds, not for --help."""
-    module, function = args.run
-    return int(getattr(importlib.import_module(module), function)(args))
+    name, function = args.run
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise missing_package(error, "bench,quantizer") from None
+    return int(getattr(module, function)(args))

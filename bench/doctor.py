@@ -12,8 +12,6 @@ from typing import Literal
 import msgspec
 
 from bench.environment import cpu_threads, nvidia_smi, this_environment, throttle_reasons
-from bench.peers.table import PEERS
-from bench.peers.table import problem as why_not
 from perfmodel.hardware import host_path
 from perfmodel.output import Output, write_output
 from perfmodel.show.tables import Column, Table
@@ -43,7 +41,7 @@ def cmd_doctor(args: argparse.Namespace) -> int:
 def examine() -> Iterator[Finding]:
     """Every finding, the devices first."""
     if importlib.util.find_spec("torch") is None:
-        means = "nothing can be measured; pip install -e '.[bench]'"
+        means = "nothing can be measured; pip install -e '.[bench,quantizer]'"
         yield Finding(what="torch", state="no", found="not installed", means=means)
         return
     yield _gpu()
@@ -156,10 +154,12 @@ def _disk() -> Finding:
 
 def _peers(kind: str) -> Iterator[Finding]:
     """Kernels of other projects that are timed beside ours."""
+    from bench.peers.table import PEERS, problem  # needs torch, which may be what is missing
+
     for peer in PEERS:
-        problem = why_not(peer, kind)
-        if problem:
+        reason = problem(peer, kind)
+        if reason:
             means = "skipped where kernels are compared"
-            yield Finding(what=f"peer {peer.name}", state="no", found=problem, means=means)
+            yield Finding(what=f"peer {peer.name}", state="no", found=reason, means=means)
         else:
             yield Finding(what=f"peer {peer.name}", state="yes", found="runs here")

@@ -1,7 +1,7 @@
 """Train the small LLaMA that docs/methods.md measures: `python docs/small_llama.py TEXT OUT`.
 
 TEXT is a .txt or .txt.gz file, such as the training split of WikiText-2. OUT becomes a Hugging Face
-checkpoint with a byte-level BPE tokenizer of its own. Needs `pip install 'memwall[quantizer]'`.
+checkpoint with a byte-level BPE tokenizer of its own. Needs `pip install -e '.[quantizer]'`.
 """
 
 import argparse

@@ -4,7 +4,7 @@ MODEL is a checkpoint of LLaMA's shape, such as `docs/small_llama.py` makes; the
 .txt.gz. Prints a line per format and setting: true bits, the sum of tr(dW H dW^T), perplexity, and
 by how much a token's loss differs from GPTQ's at the same budget and from the format's without the
 change, in thousandths of a nat with their standard errors; CPU seconds per million weights. Needs
-`pip install 'memwall[quantizer]'`.
+`pip install -e '.[quantizer]'`.
 """
 
 import argparse

@@ -163,7 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1 is set: nothing can be compiled; unset it", file=sys.stderr)
         return 2
-    jobs = [(case, target) for target in options.target for case in cases_of(target)]
+    try:
+        jobs = [(case, target) for target in options.target for case in cases_of(target)]
+    except ModuleNotFoundError as error:
+        print(f"{error}: pip install -e '.[kernels]' in the checkout", file=sys.stderr)
+        return 2
     if options.case:
         known = {case.name for case, _ in jobs}
         missing = sorted(set(options.case) - known)

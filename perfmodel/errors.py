@@ -15,6 +15,7 @@ from collections.abc import Sequence
 CHECK_EXIT = 1
 USAGE_EXIT = 2
 BAD_FILE_EXIT = 3
+OUR_PACKAGES = ("bench", "kernels", "perfmodel", "quantizer")
 
 
 class PerfmodelError(ValueError):
@@ -63,6 +64,18 @@ class CheckFailed(PerfmodelError):  # noqa: N818  nothing is wrong with the run 
     """A result misses a bar that the command line gave."""
 
     exit_code = CHECK_EXIT
+
+
+def missing_package(error: ImportError, extra: str) -> UsageError:
+    """What to install, from the checkout: on the package index our name is another project's.
+
+    Raises: the error itself if the module is ours, which is a bug.
+    """
+    name = error.name or ""
+    if name.partition(".")[0] in OUR_PACKAGES:
+        raise error
+    found = f"{name} is not installed" if isinstance(error, ModuleNotFoundError) else str(error)
+    return UsageError(f"{found}; in the checkout: pip install -e '.[{extra}]'")
 
 
 def one_line(message: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from perfmodel.errors import UsageError
+from perfmodel.errors import UsageError, missing_package
 from perfmodel.footprint import growing_bytes, weights_bytes
 from perfmodel.formats import BitPolicy
 from perfmodel.hardware import HardwareSpec
@@ -113,9 +113,7 @@ def write_parquet(path: Path, columns: Iterator[Columns]) -> None:
         import pandas
         import pyarrow  # noqa: F401  pandas would fall back to another engine
     except ImportError as error:
-        raise UsageError(
-            f"Parquet needs {error.name}: pip install 'memwall[parquet]', or write .csv"
-        ) from None
+        raise missing_package(error, "parquet") from None
     with whole_file(path) as temporary:
         frames = [pandas.DataFrame(block) for block in columns]
         pandas.concat(frames).to_parquet(temporary, index=False)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from perfmodel.arguments import OneLineParser, count, counts, size
-from perfmodel.errors import PerfmodelError, one_line
+from perfmodel.errors import PerfmodelError, missing_package, one_line
 from perfmodel.output import discard_output
 from quantizer.defaults import METHODS, PROFILES
+from quantizer.errors import RESUMABLE_EXIT
 
 MAX_NUMBER = 1_000_000  # of any argument; rules out infinity
 _EXAMPLES = """\
@@ -31,19 +32,26 @@ run the same command to go on.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = build_parser().parse_args(argv)
-    from quantizer import commands  # torch takes seconds: not for --help, nor for a typing error
-
     try:
-        getattr(commands, f"cmd_{args.command}")(args)
+        _run(args)
     except PerfmodelError as error:
         print(one_line(f"quantizer: error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("quantizer: interrupted; finished blocks are kept", file=sys.stderr)
-        return commands.RESUMABLE_EXIT
+        return RESUMABLE_EXIT
     except BrokenPipeError:  # the reader, `head` for example, has what it wanted
         discard_output()
     return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+    """The command's function, imported only now: torch takes seconds, not for --help."""
+    try:
+        from quantizer import commands
+    except ImportError as error:
+        raise missing_package(error, "quantizer") from None
+    getattr(commands, f"cmd_{args.command}")(args)
 
 
 def build_parser() -> OneLineParser:

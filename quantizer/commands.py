@@ -12,12 +12,7 @@ import msgspec
 from perfmodel.output import as_json
 from quantizer.checkpoints.checkpoint import OUTSIDE, Checkpoint, open_checkpoint
 from quantizer.checkpoints.checkpoint_model import load_model, quantized_blocks
-from quantizer.errors import (
-    RESUMABLE_EXIT,
-    CheckFailedError,
-    StoppedError,
-    UsageError,
-)
+from quantizer.errors import CheckFailedError, StoppedError, UsageError
 from quantizer.evaluation import harness
 from quantizer.evaluation.calibration import Calibration
 from quantizer.evaluation.compare import Comparison, compare
@@ -54,7 +49,6 @@ from quantizer.sensitivity.forecast import beyond_quadratic
 from quantizer.tables import as_table, human_bytes
 
 FORECAST_NAME = "fisher-token.safetensors"
-__all__ = ["RESUMABLE_EXIT"]  # the command line's; the commands are found by name
 
 
 def cmd_quantize(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from perfmodel.errors import UsageError
+from perfmodel.errors import missing_package
 from perfmodel.fit.measurement import MeasuredRun
 from perfmodel.formats import SparseLayout, WeightFormat
 from perfmodel.ops import Op
@@ -275,6 +275,6 @@ def _layouts(run: MeasuredRun) -> set[SparseLayout]:
 def _least_squares() -> Any:
     try:
         from scipy.optimize import least_squares
-    except ImportError:
-        raise UsageError("calibrate needs scipy: pip install 'memwall[fit]'") from None
+    except ImportError as error:
+        raise missing_package(error, "fit") from None
     return least_squares

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from perfmodel.errors import missing_package
 from quantizer.errors import CheckpointError, UsageError
 
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -55,9 +56,7 @@ def evaluate_tasks(model: Any, model_folder: Path, tasks: Tasks) -> list[Score]:
         from lm_eval.tasks import TaskManager
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise UsageError(
-            f"tasks need the lm-evaluation-harness ({error}): pip install 'memwall[harness]'"
-        ) from None
+        raise missing_package(error, "harness") from None
     with _quiet():
         manager = TaskManager(include_path=tasks.folder, include_defaults=tasks.folder is None)
         loaded = [part for name in tasks.names for part in _load(manager, name, tasks.folder)]

@@ -30,6 +30,7 @@ from typing import Any
 
 import msgspec
 
+from perfmodel.errors import missing_package
 from quantizer.errors import CheckFailedError, PerfmodelError, UsageError
 
 ATTEMPTS = 3
@@ -209,8 +210,8 @@ def _open_workers(spec: str) -> Iterator[tuple[Executor, int]]:
 def _dask_workers(spec: str) -> Iterator[tuple[Executor, int]]:
     try:
         from distributed import Client
-    except ImportError:
-        raise UsageError("dask:// needs Dask: pip install 'memwall[dist]'") from None
+    except ImportError as error:
+        raise missing_package(error, "dist") from None
     address = spec.removeprefix("dask://")
     try:
         client = Client(f"tcp://{address}", timeout=WAIT_S, set_as_default=False)

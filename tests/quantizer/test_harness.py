@@ -13,7 +13,7 @@ from quantizer.evaluation.harness import scores_of
 from tests.quantizer.models import VOCABULARY, write_model
 
 needs_library = pytest.mark.skipif(
-    find_spec("lm_eval") is None, reason="lm_eval is not installed: pip install 'memwall[harness]'"
+    find_spec("lm_eval") is None, reason="lm_eval is not installed: pip install -e '.[harness]'"
 )
 QUESTIONS = [
     {"text": "a b c", "answers": ["a", "b", "c"], "right": number % 3} for number in range(9)
@@ -58,7 +58,7 @@ def test_without_the_library_evaluate_says_what_to_install(llama, monkeypatch, c
     assert main(["evaluate", str(llama), "--tasks", "mmlu"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "pip install 'memwall[harness]'" in printed.err
+    assert "lm_eval is not installed; in the checkout: pip install -e '.[harness]'" in printed.err
     assert printed.err.count("\n") == 1
 
 
