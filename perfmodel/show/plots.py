@@ -1,6 +1,7 @@
 """Figures: the roofline with one point per operation, and run time by weight bits."""
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from math import log10
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ BOUND_MARKERS = {
 }
 MARKERS = {"gemm": "o", "attention": "^", "vector": "s", "gather": "D", "collective": "P"}
 LONGEST_LEVEL_NAME = 8  # of a bar; longer names are slanted
+CLEAR_RATIO = 1.4  # of neighbours on a logarithmic axis whose labels do not touch
 SAME_PLACE = 0.04  # points closer than this many decades share one label
 
 
@@ -115,8 +117,11 @@ def sweep_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
         axes.plot([], [], BOUND_MARKERS[bound], color="#555555", label=f"bound by {bound}")
     axes.set(xscale="log" if min(row[x_key] for row in rows) > 0 else "symlog", yscale="log")
     axes.set_xlabel(X_KEYS.get(x_key, x_key))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:g}")
+    _label_decades(axes)
+    values = sorted({row[x_key] for row in rows})
+    if all(larger >= CLEAR_RATIO * smaller for smaller, larger in pairwise(values)):
+        axes.set_xticks(values)
+        axes.set_xticks([], minor=True)
     axes.set_ylabel("prefill, ms" if rows[0]["phase"] == "prefill" else "ms per token")
     axes.grid(visible=True, which="both", alpha=0.2)
     fixed = [key for key in keys if key not in names and key != x_key]
@@ -124,6 +129,17 @@ def sweep_figure(rows: Sequence[dict[str, Any]]) -> "Figure":
     axes.set_title(", ".join(shown), fontsize=10)
     figure.legend(loc="outside right center", frameon=False, fontsize=9)
     return figure
+
+
+def _label_decades(axes: "Axes") -> None:
+    """Plain numbers at 1, 2 and 5 of every decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 LINE_KEYS = (

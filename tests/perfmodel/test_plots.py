@@ -3,10 +3,13 @@
 import itertools
 
 import pytest
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from perfmodel.cli import main
+from perfmodel import sweep
+from perfmodel.cli import build_parser, main
+from perfmodel.commands.inputs import grid_of
 from perfmodel.hardware import load_hardware
 from perfmodel.models import load_model
 from perfmodel.prediction import Prediction
@@ -120,3 +123,24 @@ def test_other_figures_are_written(tmp_path, line, capsys):
         assert "two values of" in captured.err
     else:
         assert (code, path.exists()) == (0, True)
+
+
+def test_a_sweep_has_plain_numbers_at_its_own_values():
+    rows = list(sweep.sweep(grid("sweep --gpu a6000 --bits 16,3 --batch 1,2,4,8,16,32,64,128,256")))
+    figure = plots.sweep_figure(rows)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    assert shown(axes.xaxis) == ["1", "2", "4", "8", "16", "32", "64", "128", "256"]
+    low, high = axes.get_ylim()
+    inside = [n for n in (1, 2, 5, 10, 20, 50, 100) if low <= n <= high]
+    assert [float(text) for text in shown(axes.yaxis) if low <= float(text) <= high] == inside
+    assert len(inside) >= 3
+
+
+def shown(axis: Axis) -> list[str]:
+    labels = (*axis.get_majorticklabels(), *axis.get_minorticklabels())
+    return [label.get_text() for label in labels if label.get_text()]
+
+
+def grid(command: str) -> sweep.Grid:
+    return grid_of(build_parser().parse_args(command.split()))
