@@ -39,6 +39,8 @@ class OneLineParser(argparse.ArgumentParser):
         elif "invalid choice: " in message:
             typed, _, choices = message.partition("invalid choice: ")[2].partition(" (choose from ")
             typed, known = typed.strip("'"), choices.replace("'", "").rstrip(")").split(", ")
+        elif "arguments are required: " in message:
+            return f"; see {self.prog} --help"
         else:
             return ""
         near = difflib.get_close_matches(typed, known, n=2, cutoff=0.5)

@@ -1,5 +1,6 @@
 """Results to the terminal or to a file; a file appears whole or not at all."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -93,6 +94,8 @@ def text_sink(path: Path | None) -> Iterator[IO[str]]:
     Raises: OutputError.
     """
     if path is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # where its encoding has no lines to rule with
         try:
             yield sys.stdout
             sys.stdout.flush()

@@ -44,7 +44,8 @@ def hardware_of(environment: Environment, measurements: Iterable[Measurement] = 
         if host.name == environment.device_name:
             return host
     raise UsageError(
-        f"nothing is known about {environment.device_name}; run `python -m bench probe` first"
+        f"nothing is known about {environment.device_name}; run `python -m bench probe` first, "
+        "with the same --threads and --out"
     )
 
 

@@ -55,7 +55,8 @@ def cmd_predict(args: argparse.Namespace) -> Output:
     def tables() -> list[Table]:
         details = [views.ops_table(prediction) for prediction in predictions if args.ops]
         explained = _explained(predictions) if args.explain else []
-        return [views.predict_table(predictions, baseline), *details, *explained]
+        table = views.predict_table(predictions, baseline, ops_follow=args.ops)
+        return [table, *details, *explained]
 
     def rows() -> list[dict[str, Any]]:
         if not args.ops:

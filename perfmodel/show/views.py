@@ -11,15 +11,17 @@ from perfmodel.units import GIGA, MEGA, MILLI, duration, si, significant
 from perfmodel.workload import Phase
 
 
-def predict_table(predictions: Sequence[Prediction], baseline: Prediction) -> Table:
-    """The table of `predict`: one row per weight format."""
+def predict_table(
+    predictions: Sequence[Prediction], baseline: Prediction, *, ops_follow: bool
+) -> Table:
+    """The table of `predict`: one row per weight format; its last line says what to try next."""
     rows = [summary_row(prediction, baseline) for prediction in predictions]
     first = predictions[0]
     return Table(
         head=_head(first),
         columns=_predict_columns(first),
         rows=rows,
-        foot=_foot(predictions),
+        foot=[*_foot(predictions), _next_step(first, ops_follow=ops_follow)],
     )
 
 
@@ -148,7 +150,7 @@ def _interval_column(phase: Phase) -> Column:
 
 
 def _foot(predictions: Sequence[Prediction]) -> list[str]:
-    first, hw = predictions[0], predictions[0].hardware
+    first = predictions[0]
     foot = [_where_time_goes(first)]
     if predictions[-1] is not first:
         foot.append(_where_time_goes(predictions[-1]))
@@ -158,10 +160,14 @@ def _foot(predictions: Sequence[Prediction]) -> list[str]:
     workload, model = first.workload, first.workload.model
     if workload.cached_tokens_at_end > model.max_positions:
         foot.append(f"note: {model.name} has {model.max_positions} positions, fewer than asked for")
-    model_option = "" if model.name == "llama-7b" else f" --model {model.name}"
-    plot = f"plot roofline --gpu {hw.key}{model_option} -o roofline.png"
-    foot.append(f"next: --ops for every operation, {plot}")
     return foot
+
+
+def _next_step(prediction: Prediction, *, ops_follow: bool) -> str:
+    name, device = prediction.workload.model.name, prediction.hardware.key
+    model_option = "" if name == "llama-7b" else f" --model {name}"
+    ops = "" if ops_follow else "--ops for every operation, "
+    return f"next: {ops}plot roofline --gpu {device}{model_option} -o roofline.png"
 
 
 def _where_time_goes(prediction: Prediction) -> str:

@@ -15,10 +15,13 @@ LONG = "x" * 5000
 DIGITS = "9" * 5000
 
 WORDS = {
-    "no-command": ("", "the following arguments are required: COMMAND"),
+    "no-command": ("", "the following arguments are required: COMMAND; see perfmodel --help"),
     "unknown-command": ("frobnicate", "invalid choice: 'frobnicate'"),
     "mistyped-command": ("predcit --gpu a6000", f"{DID_YOU_MEAN}predict?"),
-    "no-figure": ("plot", "the following arguments are required: FIGURE"),
+    "no-figure": (
+        "plot",
+        "the following arguments are required: FIGURE; see perfmodel plot --help",
+    ),
     "mistyped-figure": ("plot rofline --gpu a6000 -o x.png", f"{DID_YOU_MEAN}roofline?"),
     "mistyped-option": (P + "--modle llama-7b", f"--modle; {DID_YOU_MEAN}--model"),
     "mistyped-option-of-sweep": (S + "--bitts 4", f"--bitts; {DID_YOU_MEAN}--bits"),

@@ -1,5 +1,6 @@
-"""Ctrl-C and closed pipes: one line or none, and never half a file."""
+"""Ctrl-C, closed pipes and poor terminals: one line or none, and never half a file."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -31,6 +32,15 @@ def interrupt(*_: object, **__: object) -> NoReturn:
 def one_row_then_interrupt(_: sweep.Grid) -> Iterator[dict[str, Any]]:
     yield {"device": ["a6000"], "time_s": [1.0]}
     raise KeyboardInterrupt
+
+
+def test_an_encoding_without_rules_gets_question_marks():
+    plain = os.environ | {"PYTHONIOENCODING": "ascii"}
+    run = subprocess.run(
+        [*PERFMODEL, *PREDICT], cwd=ROOT, env=plain, capture_output=True, check=True
+    )
+    assert b" fp16 " in run.stdout
+    assert b"?????" in run.stdout
 
 
 def test_ctrl_c_ends_with_130(monkeypatch):
