@@ -62,6 +62,8 @@ def subject(name: str) -> Subject:
         found = replace(found, act_order=found.act_order or "fold")
     elif found.act_order:
         raise UsageError(f"subject {name!r}: {found.act_order} needs a format that ends in -act")
+    if found.weights == "fp32" and not found.library:
+        raise UsageError(f"subject {name!r}: only the library runs it, as fp32:library")
     if found.part == "csr" and parse_format(found.weights).sparse is None:
         raise UsageError(f"subject {name!r}: csr needs a sparse format, as -s0.45")
     return found

@@ -13,7 +13,7 @@ def validation_figure(verdict: Verdict, device: str) -> "Figure":
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 6.5), layout="constrained")
+    figure = Figure(figsize=(7.5, 6.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     groups = list(dict.fromkeys(pair.group for pair in verdict.ideal))
     times = [pair.measured_s * 1e6 for pair in verdict.ideal]
@@ -35,5 +35,8 @@ def validation_figure(verdict: Verdict, device: str) -> "Figure":
         xscale="log", yscale="log", xlabel="measured, us", ylabel="predicted, us", xlim=ends,
         title=f"{device}\nfilled: calibrated by the probe; hollow: bare roofline; band: 15 %",
     )  # fmt: skip
-    axes.legend(fontsize=7, ncols=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.grid(visible=True, alpha=0.2)
+    axes.legend(fontsize=7, ncols=2, loc="upper left")
     return figure

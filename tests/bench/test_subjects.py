@@ -80,6 +80,7 @@ def test_bytes_moved_are_weights_activations_and_results():
         ("gptq-w4-g128:gather", "gather needs a format that ends in -act"),
         ("squeezellm-w3:csr", "csr needs a sparse format"),
         ("squeezelm-w3", "did you mean squeezellm-w3"),
+        ("fp32", "only the library runs it, as fp32:library"),
     ],
 )
 def test_a_wrong_name_says_what_is_wrong(name, problem):
