@@ -31,6 +31,7 @@ from quantizer.inputs import (
 from quantizer.methods.matrix import Settings
 from quantizer.progress import Progress, duration
 from quantizer.run import ledger
+from quantizer.run.budget import check_bits, check_time, least_bits
 from quantizer.run.estimate import Estimate, estimate, free_bytes
 from quantizer.run.executors import check_executor, workers_of
 from quantizer.run.pipeline import Hooks, Job, check_job, quantize, read_config
@@ -182,6 +183,11 @@ def cmd_allocate(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError; SpecError for a device or stack."""
     checkpoint = open_model(args.model)
     times = step_times_of(args)
+    if times is None:
+        check_bits(least_bits(checkpoint, args.formats), args.bits_per_weight)
+    else:
+        most_s = args.max_ms_per_token / 1e3
+        check_time(checkpoint.all_linear_names(), args.formats, times, most_s)
     calibration = _required_calibration(checkpoint, args)
     with _work(args.work) as work, stoppable() as hooks:
         trial = _trial(checkpoint, calibration, work)
@@ -189,7 +195,7 @@ def cmd_allocate(args: argparse.Namespace) -> None:
         if times is None:
             plans = plans_for_bits(costs, args.bits_per_weight)
         else:
-            plans = plans_for_time(costs, times, args.max_ms_per_token / 1e3)
+            plans = plans_for_time(costs, times, most_s)
         plans = measured_plans(trial, plans, hooks)
     ledger.write_durably(args.output, ledger.as_json(plans[0]))
     _print_plans(plans, args)

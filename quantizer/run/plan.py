@@ -10,6 +10,7 @@ from quantizer.checkpoints.checkpoint import read_tensors
 from quantizer.checkpoints.checkpoint_model import load_model
 from quantizer.errors import UsageError
 from quantizer.evaluation.evaluate import EvaluationText, rise, window_losses
+from quantizer.run.budget import check_bits
 from quantizer.run.pipeline import Hooks
 from quantizer.run.trial import Trial, folder_of, forecasts, original_weights, try_format
 from quantizer.sensitivity.choose import layer_shape
@@ -108,31 +109,16 @@ def plans_for_bits(rows: Sequence[LayerCosts], bits_per_weight: float) -> list[P
     """
     weights = sum(row.shape[0] * row.shape[1] for row in rows)
     costs = {row.layer: {name: float(row.nbytes[name]) for name in row.nbytes} for row in rows}
-    least_bits = 8 * sum(min(cost.values()) for cost in costs.values()) / weights
-    if least_bits > bits_per_weight:
-        raise UsageError(
-            f"these formats take {least_bits:.4f} bits per weight at least, found a budget of "
-            f"{bits_per_weight:g}"
-        )
+    check_bits(8 * sum(min(cost.values()) for cost in costs.values()) / weights, bits_per_weight)
     found = allocations(_choices(rows, costs), bits_per_weight * weights / 8)
     return [_plan(rows, formats) for formats in found]
 
 
 def plans_for_time(rows: Sequence[LayerCosts], times: StepTimes, most_s: float) -> list[Plan]:
-    """The same within so many predicted seconds per token, the rest of the step included.
-
-    Raises: UsageError if the fastest formats take longer.
-    """
+    """The same within so many predicted seconds per token, as `check_time` found possible."""
     costs = {
         row.layer: {name: times.layer_s(row.layer, name) for name in row.nbytes} for row in rows
     }
-    least_s = times.others_s + sum(min(cost.values()) for cost in costs.values())
-    if least_s > most_s:
-        raise UsageError(
-            f"these formats take {1e3 * least_s:.4g} ms per token at least, "
-            f"{1e3 * times.others_s:.4g} ms of it outside of the linear layers; found a budget of "
-            f"{1e3 * most_s:.4g} ms"
-        )
     plans = []
     for formats in allocations(_choices(rows, costs), most_s - times.others_s):
         spent_s = times.others_s + sum(costs[layer][name] for layer, name in formats.items())

@@ -15,6 +15,7 @@ from quantizer.checkpoints import checkpoint_model
 from quantizer.cli import main
 from quantizer.errors import UsageError
 from quantizer.evaluation.evaluate import EvaluationText, window_losses
+from quantizer.run.budget import check_time, least_bits
 from quantizer.run.pipeline import Hooks
 from quantizer.run.plan import (
     LayerCosts,
@@ -80,7 +81,21 @@ def test_bits_below_the_smallest_formats_are_refused_with_what_they_take():
 
 def test_a_time_below_the_fastest_formats_is_refused_with_what_they_take():
     with pytest.raises(UsageError, match="take 16 ms per token at least, 10 ms of it outside"):
-        plans_for_time(ROWS, TIMES, 0.015)
+        check_time([row.layer for row in ROWS], ["w3", "w4"], TIMES, 0.015)
+
+
+@pytest.mark.parametrize(
+    ("budget", "needs"),
+    [
+        (["--bits-per-weight", "1.5"], "bits per weight at least"),
+        (["--max-ms-per-token", "1e-6", "--gpu", "a6000"], "ms per token at least"),
+    ],
+)
+def test_a_budget_is_refused_before_anything_is_quantized(budget, needs, tmp_path, capsys):
+    folder = write_model(tmp_path / "model", architectures=["LlamaForCausalLM"])
+    command = ["allocate", str(folder), "--formats", "squeezellm-w2-s0.45,rtn-w3", *budget]
+    assert main([*command, "-o", str(tmp_path / "plan")]) == 2  # not: needs calibration text
+    assert needs in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -123,6 +138,9 @@ def test_plans_are_measured_on_windows_that_the_forecast_has_not_seen(
     seen, others = trial.calibration.ids[:2], trial.calibration.ids[2:]
     monkeypatch.setattr("quantizer.sensitivity.forecast_pass.FORECAST_TOKENS", seen.numel())
     costs = layer_costs(trial, ["awq-w4-g128", "rtn-w2"], Hooks())
+    weights = sum(row.shape[0] * row.shape[1] for row in costs)
+    stored_bits = 8 * sum(row.nbytes["rtn-w2"] for row in costs) / weights
+    assert least_bits(trial.checkpoint, ["awq-w4-g128", "rtn-w2"]) == pytest.approx(stored_bits)
     plans = measured_plans(trial, plans_for_bits(costs, 15.5), Hooks())
     assert [plan.measured_loss for plan in plans] == sorted(p.measured_loss for p in plans)
     mixed = next(plan for plan in plans if len(set(plan.formats.values())) == 2)
