@@ -91,10 +91,8 @@ def _fisher(environment: Environment, results: Results) -> Iterator[dict[str, ob
     """One line per length: seconds of one sequence through a few blocks, forward and backward."""
     from transformers import AutoModelForCausalLM  # seconds
 
-    device, waiting = environment.kind, []
-    for tokens in FISHER_TOKENS:
-        if not results.is_done(f"quantizer:fisher/{tokens}"):
-            waiting.append(tokens)
+    device = environment.kind
+    waiting = [n for n in FISHER_TOKENS if not results.is_done(f"quantizer:fisher/{n}")]
     if not waiting:
         return
     torch.manual_seed(0)
