@@ -28,7 +28,8 @@ def measured_stack(hw: HardwareSpec) -> Stack:
     probe = hw.measured
     if probe is None:
         raise UsageError(
-            f"stack measured: {hw.key} has no measured: group; run `python -m bench probe` on it"
+            f"stack measured: {hw.key} has no measured: group; run `python -m bench probe` on it, "
+            "or choose another --stack"
         )
     measured_s = probe.launch_s if probe.graph_launch_s is None else probe.graph_launch_s
     launch_s = (measured_s or 0.0) / hw.host_slowdown  # which every prediction here multiplies

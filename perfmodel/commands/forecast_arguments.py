@@ -110,7 +110,7 @@ def validation_options(parser: OneLineParser) -> None:
     """Which rows, and what predicts them."""
     _row_options(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--stack", help="predict with this stack (each row's own)")
+    which.add_argument("--stack", help="predict with this stack (each row's own, or measured)")
     which.add_argument(
         "--hold-out",
         metavar="WHAT",
