@@ -31,8 +31,8 @@ def measured_stack(hw: HardwareSpec) -> Stack:
             f"stack measured: {hw.key} has no measured: group; run `python -m bench probe` on it, "
             "or choose another --stack"
         )
-    measured_s = probe.launch_s if probe.graph_launch_s is None else probe.graph_launch_s
-    launch_s = (measured_s or 0.0) / hw.host_slowdown  # which every prediction here multiplies
+    launch_s = probe.launch_s if probe.graph_launch_s is None else probe.graph_launch_s
+    launch_s = (launch_s or 0.0) / hw.host_slowdown  # which every prediction here multiplies
     decode = ((name, hw.sm_hz / rate) for name, rate in probe.decode_weights_per_s.items())
     return Stack(
         name=MEASURED,
@@ -52,7 +52,7 @@ def measured_stack(hw: HardwareSpec) -> Stack:
         kv_traffic_multiplier=1.0,
         decode_overlap=1.0,
         decode_costs=tuple(decode),
-        sparse_costs=((ANY, SparseCost(launch_s=measured_s or 0.0)),),
+        sparse_costs=((ANY, SparseCost(launch_s=launch_s)),),
         interval=None,
     )
 

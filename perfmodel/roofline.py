@@ -144,7 +144,7 @@ def _sparse_s(op: Op, hw: HardwareSpec, stack: Stack) -> Any:
     if matrix is None or matrix.format.sparse is None:
         return 0.0
     cost = stack.sparse_cost(matrix.format, matrix.format.sparse)
-    one_s = cost.launch_s
+    one_s = cost.launch_s * hw.host_slowdown
     if cost.sm_cycles_per_nonzero:
         one_s = one_s + cost.sm_cycles_per_nonzero * matrix.nonzeros / hw.sm_hz
     if cost.cycles_per_column:

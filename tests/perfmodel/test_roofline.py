@@ -170,8 +170,11 @@ def test_a_sparse_part_costs_a_launch_its_nonzeros_and_its_longest_row():
     cost = SparseCost(launch_s=1e-6, sm_cycles_per_nonzero=20.0, cycles_per_column=3.0)
     stack = replace(IDEAL, sparse_costs=(("rows", cost),))
     hw = toy_hardware(sm_count=100, boost_clock_hz=1e9)
-    time = op_time(decoding("squeezellm-w3-s0.5", count=2), hw, stack)
-    assert time.sparse_s == pytest.approx(2 * (1e-6 + 20 * 5000 / 1e11 + 3 * 1000 / 1e9))
+    op = decoding("squeezellm-w3-s0.5", count=2)
+    work_s = 20 * 5000 / 1e11 + 3 * 1000 / 1e9
+    assert op_time(op, hw, stack).sparse_s == pytest.approx(2 * (1e-6 + work_s))
+    slow_host = replace(hw, host_clock_hz=2.2e9)  # half of a workstation's
+    assert op_time(op, slow_host, stack).sparse_s == pytest.approx(2 * (2e-6 + work_s))
     with pytest.raises(UnknownCostError, match=r"-hybrid \(hybrid\); it knows rows"):
         op_time(decoding("squeezellm-w3-s0.5-hybrid"), hw, stack)
 
