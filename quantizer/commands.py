@@ -24,6 +24,7 @@ from quantizer.evaluation.compare import Comparison, compare
 from quantizer.evaluation.evaluate import perplexity
 from quantizer.inputs import (
     calibration_of,
+    check_formats,
     evaluation_of,
     formats_to_compare,
     open_model,
@@ -148,6 +149,7 @@ def cmd_compare(args: argparse.Namespace) -> None:
 
 def cmd_sensitivity(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError."""
+    check_formats(args.forecast)
     checkpoint = open_model(args.model)
     calibration = _required_calibration(checkpoint, args)
     with _work(args.work) as (work, hooks):
@@ -179,6 +181,7 @@ def cmd_sensitivity(args: argparse.Namespace) -> None:
 
 def cmd_allocate(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError; SpecError for a device or stack."""
+    check_formats(args.formats)
     checkpoint = open_model(args.model)
     times = step_times_of(args)
     calibration = _required_calibration(checkpoint, args)

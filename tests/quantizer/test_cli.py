@@ -228,3 +228,19 @@ def test_a_stop_says_what_is_kept(
     assert code == 75
     assert "run the same command to go on" in err
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("wrong", ["rtn-w9", "rtn-w5-g32", "plan.json"])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("sensitivity", ["--forecast"]), ("allocate", ["--bits-per-weight", 9, "--formats"])],
+)
+def test_a_wrong_format_is_said_before_the_others_are_tried(
+    llama, ids, capsys, tmp_path, command, options, wrong
+):
+    words = ["--calibration", ids, "--work", tmp_path / "work", *options, f"rtn-w4,{wrong}"]
+    words += ["-o", tmp_path / "plan.json"] if command == "allocate" else []
+    code, _, err = run(capsys, command, llama, *words)
+    assert code == 2
+    assert wrong in err
+    assert not list(tmp_path.rglob("rtn-w4"))
