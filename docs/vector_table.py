@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from quantizer.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from quantizer.checkpoints.checkpoint_model import load_model
 from quantizer.evaluation.calibration import in_domain, load_calibration, source_of
-from quantizer.evaluation.evaluate import Protocol, load_evaluation
+from quantizer.evaluation.evaluate import (
+    EvaluationText,
+    Protocol,
+    load_evaluation,
+    perplexity_of,
+    rise,
+    window_losses,
+)
 from quantizer.methods.ablations import GroupedWeight, low_rank_codebooks, unrounded_codebooks
 from quantizer.methods.matrix import QuantizedMatrix, Settings, Statistics
 from quantizer.methods.registry import needs, quantize_matrix
@@ -121,7 +128,7 @@ def variants(budget: float, base: Settings) -> list[Row]:
 
 
 def measure(
-    folder: Path, row: Row, calibration: Tensor, text: Tensor, fisher: dict[str, Tensor]
+    folder: Path, row: Row, calibration: Tensor, text: EvaluationText, fisher: dict[str, Tensor]
 ) -> Outcome:
     """Quantize block after block, each fed by the quantized ones, and score the windows."""
     model = load_model(folder)
@@ -155,17 +162,6 @@ def fisher_of(folder: Path, ids: Tensor) -> dict[str, Tensor]:
     return fisher_statistics(model, ids, blocks=blocks)
 
 
-def window_losses(model: Any, ids: Tensor) -> Tensor:
-    """(windows,) float64 loss per token of every window of (windows, T) tokens."""
-    losses = []
-    with torch.inference_mode():
-        for part in ids.split(8):
-            logits = model(input_ids=part, use_cache=False).logits[:, :-1].float()
-            one = nn.functional.cross_entropy(logits.transpose(1, 2), part[:, 1:], reduction="none")
-            losses.append(one.double().mean(dim=1))
-    return torch.cat(losses)
-
-
 def line(one: Row, found: Outcome, losses: dict[str, Tensor], first: Tensor) -> str:
     """A row of the table, with its losses against those of the budget's first row and its base."""
     perplexity = math.exp(float(found.losses.mean()))
@@ -181,8 +177,9 @@ def difference(losses: Tensor, others: Tensor | None) -> str:
     """Mean and standard error of the paired differences, in thousandths of a nat per token."""
     if others is None or losses is others:
         return ""
-    change = 1000 * (losses - others)
-    return f"{float(change.mean()):+.1f} +- {float(change.std()) / math.sqrt(len(change)):.1f}"
+    found = rise(losses, others)
+    error = "" if found.error is None else f" +- {1e3 * found.error:.1f}"
+    return f"{1e3 * found.mean:+.1f}{error}"
 
 
 def main() -> None:
@@ -202,10 +199,10 @@ def main() -> None:
     ids = calibration.ids[:64]
     protocol = Protocol(window=WINDOW, limit=arguments.windows)
     text = load_evaluation(arguments.test, arguments.model, protocol, **limits)
-    reference = window_losses(load_model(arguments.model), text.ids)
+    reference = window_losses(load_model(arguments.model), text)
     print(f"{text.label}; calibrated on {tuple(ids.shape)} tokens of {calibration.source.file}")
     print(f"in domain: {in_domain(calibration.source, source_of(arguments.test))}")
-    print(f"unquantized: {math.exp(float(reference.mean())):.3f}")
+    print(f"unquantized: {perplexity_of(reference, text).value:.3f}")
     print("| format, settings | true bits | error | perplexity | to GPTQ | to its base | CPU s |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     first: dict[float, Tensor] = {}
@@ -214,7 +211,7 @@ def main() -> None:
         if not re.search(arguments.only, one.label):
             continue
         fisher = fisher_of(arguments.model, ids) if "fisher" in one.needs else {}
-        found = measure(arguments.model, one, ids, text.ids, fisher)
+        found = measure(arguments.model, one, ids, text, fisher)
         losses[one.label] = found.losses
         print(line(one, found, losses, first.setdefault(one.budget, found.losses)), flush=True)
 

@@ -120,15 +120,14 @@ def vector_constants(dim: int, bits: int, subrow: int | None = None) -> dict[str
     joined = 0 if subrow is None else subrow_groups(dim, bits, subrow)
     pack = min(VECTOR_PACK[dim, bits], joined or WARP)
     step = ptx.vector_step(vector_kind(dim, bits), bits, pack)
+    codes = {"BITS": bits, "WORDS": words_per_group(bits), "QUADS": 0, "SPLIT": 0, "FIELDS": ()}
     return {
         "BLOCK": WARP * pack,
         "DIM": dim,
-        "WORDS": words_per_group(bits),
+        **(codes if step.table else gather_constants(bits)),
         "INPUTS": step.inputs,
         "TABLE": step.table,
-        "BITS": bits,
         "SUBROW": joined,
-        "QUADS": 0 if step.table else codes_per_group(bits) // 4,
         "TEXT": step.text,
         "CONSTRAINTS": step.constraints,
         "GAIN": (0.5 if joined else 1) / ENTRY_SCALE,  # blockwise scales come doubled

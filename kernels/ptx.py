@@ -173,22 +173,6 @@ def bilevel_step(bits: int, pack: int) -> Step:
     return Step(text=text, constraints=constraints, words=bits, inputs=16, table=0)
 
 
-def _bilevel_halves(
-    bits: int, words: list[str], x: list[str]
-) -> list[tuple[list[list[str]], list[str]]]:
-    """Per half of 32 codes, the lines of its eight pairs and the activations they meet."""
-    if bits == 3:
-        decoded = decode_pairs("uniform", 3, words, [])
-        return [(decoded[:8], x[:8]), (decoded[8:], x[8:])]
-    by_word = [decode_pairs("uniform", bits, [word], []) for word in words]
-    per_half = 8 // bits  # pairs of a word; pair k of word p meets activations k * bits + p
-    halves = []
-    for pairs in (range(per_half), range(per_half, 2 * per_half)):
-        decode = [word[k] for word in by_word for k in pairs]
-        halves.append((decode, [x[k * bits + p] for p in range(bits) for k in pairs]))
-    return halves
-
-
 @cache
 def pair_sums_step(pairs: int, pack: int) -> tuple[str, str]:
     """The sum of the activations in `pairs` registers, per lane; operands x -> sums."""

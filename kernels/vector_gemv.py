@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.checks import check_tensor, fail
-from kernels.device import four_rows, store_rows
+from kernels.device import byte_quad, four_rows, store_rows
 from kernels.launch import (
     activation_words,
     check_aligned,
@@ -73,29 +73,13 @@ def _level(codes, ROW: tl.constexpr):
 
 
 @triton.jit
-def _quad(codes, QUAD: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr):
-    """Four codes as the bytes of a word; of 5 and 6 bits the upper ones are in the last word."""
-    if BITS == 8:
-        quad = codes[0]
-    else:
-        REST: tl.constexpr = BITS - 4
-        MASK: tl.constexpr = ((1 << REST) - 1) * 0x10101010
-        quad = (codes[QUAD // 2] >> (4 * (QUAD % 2))) & 0x0F0F0F0F
-        if REST * QUAD > 4:
-            quad |= (codes[WORDS - 1] >> (REST * QUAD - 4)) & MASK
-        else:
-            quad |= (codes[WORDS - 1] << (4 - REST * QUAD)) & MASK
-    return quad
-
-
-@triton.jit
 def _entries(
-    table_ptr, base, codes, QUADS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr
+    table_ptr, base, codes, QUADS: tl.constexpr, SPLIT: tl.constexpr, FIELDS: tl.constexpr
 ):  # fmt: skip
     """The entry of every code of a group, gathered from the table at `base`."""
     entries = ()
     for number in tl.static_range(QUADS):
-        quad = _quad(codes, number, BITS, WORDS)
+        quad = byte_quad(codes, number, SPLIT, FIELDS)
         for byte in tl.static_range(4):
             code = (quad >> (8 * byte)) & 0xFF
             entries = entries + (tl.load(table_ptr + base + code).to(tl.int32),)
@@ -107,8 +91,9 @@ def _add_block(
     sums, words_ptr, codes_ptr, table_ptr, scale_ptr, levels_ptr, rows, first,
     TOTAL: tl.constexpr, MASKED: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr,
     DIM: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, TABLE: tl.constexpr,
-    BITS: tl.constexpr, SUBROW: tl.constexpr, QUADS: tl.constexpr,
-    TABLE_ROWS: tl.constexpr, ROW_TABLES: tl.constexpr, TILES_PER_TABLE: tl.constexpr,
+    BITS: tl.constexpr, SUBROW: tl.constexpr, QUADS: tl.constexpr, SPLIT: tl.constexpr,
+    FIELDS: tl.constexpr, TABLE_ROWS: tl.constexpr, ROW_TABLES: tl.constexpr,
+    TILES_PER_TABLE: tl.constexpr,
     TEXT: tl.constexpr, CONSTRAINTS: tl.constexpr, GAIN: tl.constexpr,
 ):  # fmt: skip
     PACK: tl.constexpr = BLOCK // 32
@@ -145,7 +130,7 @@ def _add_block(
         if TABLE > 0:
             operands = codes + xs + words
         else:
-            operands = _entries(table_ptr, base, codes, QUADS, BITS, WORDS) + xs
+            operands = _entries(table_ptr, base, codes, QUADS, SPLIT, FIELDS) + xs
         new = tl.inline_asm_elementwise(
             TEXT, CONSTRAINTS, operands + (scale, sums[row]), dtype=tl.float32, is_pure=True,
             pack=PACK,
@@ -159,7 +144,8 @@ def vector_gemv_kernel(
     words_ptr, codes_ptr, table_ptr, scale_ptr, levels_ptr, y_ptr, partials_ptr, counters_ptr, N,
     TOTAL: tl.constexpr, T: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr,
     DIM: tl.constexpr, WORDS: tl.constexpr, INPUTS: tl.constexpr, TABLE: tl.constexpr,
-    BITS: tl.constexpr, SUBROW: tl.constexpr, ROW_SUBROWS: tl.constexpr, QUADS: tl.constexpr,
+    BITS: tl.constexpr, SUBROW: tl.constexpr, ROW_SUBROWS: tl.constexpr,
+    QUADS: tl.constexpr, SPLIT: tl.constexpr, FIELDS: tl.constexpr,
     TABLE_ROWS: tl.constexpr, ROW_TABLES: tl.constexpr, TILES_PER_TABLE: tl.constexpr,
     TEXT: tl.constexpr, CONSTRAINTS: tl.constexpr, GAIN: tl.constexpr,
 ):  # fmt: skip
@@ -178,14 +164,15 @@ def vector_gemv_kernel(
         sums = _add_block(
             sums, words_ptr, codes_ptr, table_ptr, scale_ptr, levels_ptr, rows,
             (part * PART + step) * BLOCK, TOTAL, False, T, BLOCK, DIM, WORDS, INPUTS, TABLE, BITS,
-            SUBROW, QUADS, TABLE_ROWS, ROW_TABLES, TILES_PER_TABLE, TEXT, CONSTRAINTS, GAIN,
+            SUBROW, QUADS, SPLIT, FIELDS, TABLE_ROWS, ROW_TABLES, TILES_PER_TABLE, TEXT,
+            CONSTRAINTS, GAIN,
         )  # fmt: skip
     if TOTAL % BLOCK > 0:
         if part == PARTS - 1:
             sums = _add_block(
                 sums, words_ptr, codes_ptr, table_ptr, scale_ptr, levels_ptr, rows, STEPS * BLOCK,
-                TOTAL, True, T, BLOCK, DIM, WORDS, INPUTS, TABLE, BITS, SUBROW, QUADS, TABLE_ROWS,
-                ROW_TABLES, TILES_PER_TABLE, TEXT, CONSTRAINTS, GAIN,
+                TOTAL, True, T, BLOCK, DIM, WORDS, INPUTS, TABLE, BITS, SUBROW, QUADS, SPLIT,
+                FIELDS, TABLE_ROWS, ROW_TABLES, TILES_PER_TABLE, TEXT, CONSTRAINTS, GAIN,
             )  # fmt: skip
     values = (tl.sum(sums[0], 0), tl.sum(sums[1], 0), tl.sum(sums[2], 0), tl.sum(sums[3], 0))
     store_rows(values, y_ptr, partials_ptr, counters_ptr, group, part, N, PARTS)

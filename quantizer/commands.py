@@ -19,6 +19,7 @@ from quantizer.evaluation.compare import Comparison, compare
 from quantizer.evaluation.evaluate import perplexity
 from quantizer.inputs import (
     calibration_of,
+    check_formats,
     evaluation_of,
     formats_to_compare,
     open_model,
@@ -128,9 +129,7 @@ def cmd_compare(args: argparse.Namespace) -> None:
         warn_in_domain(calibration.source, args.text)
     text = evaluation_of(checkpoint, args)
     progress = Progress("formats", len(formats) + 1)
-    with ExitStack() as stack:
-        work = stack.enter_context(_work(args.work))
-        hooks = stack.enter_context(stoppable())
+    with _work(args.work) as (work, hooks):
         trial = Trial(
             checkpoint=checkpoint,
             calibration=calibration,
@@ -139,23 +138,19 @@ def cmd_compare(args: argparse.Namespace) -> None:
             executor=args.executor,
             outliers=args.outliers,
         )
-        try:
-            lines = compare(trial, text, formats, hooks, base=args.against, on_line=progress.step)
-        except StoppedError as stop:
-            kept = stop if args.work else "stopped; nothing is kept without --work DIR"
-            raise StoppedError(str(kept)) from None
+        lines = compare(trial, text, formats, hooks, base=args.against, on_line=progress.step)
     _print_comparison(lines, text.label, args)
 
 
 def cmd_sensitivity(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError."""
+    check_formats(args.forecast)
     checkpoint = open_model(args.model)
     calibration = _required_calibration(checkpoint, args)
-    with _work(args.work) as work, stoppable() as hooks:
+    with _work(args.work) as (work, hooks):
         costs = _costs(_trial(checkpoint, calibration, work), args.forecast, hooks)
-        progress = Progress("Fisher passes", len(calibration.ids))
         token = work / FORECAST_NAME
-        ensure_fisher(token, checkpoint, calibration, "token", progress=progress.to)
+        ensure_fisher(token, checkpoint, calibration, "token", progress=hooks.fisher_pass)
         rows = sensitivities(token, costs)
     if args.json:
         print(as_json(rows), end="")
@@ -181,6 +176,7 @@ def cmd_sensitivity(args: argparse.Namespace) -> None:
 
 def cmd_allocate(args: argparse.Namespace) -> None:
     """Raises: UsageError, CheckpointError, OutputError; SpecError for a device or stack."""
+    check_formats(args.formats)
     checkpoint = open_model(args.model)
     times = step_times_of(args)
     if times is None:
@@ -189,7 +185,7 @@ def cmd_allocate(args: argparse.Namespace) -> None:
         most_s = args.max_ms_per_token / 1e3
         check_time(checkpoint.all_linear_names(), args.formats, times, most_s)
     calibration = _required_calibration(checkpoint, args)
-    with _work(args.work) as work, stoppable() as hooks:
+    with _work(args.work) as (work, hooks):
         trial = _trial(checkpoint, calibration, work)
         costs = _costs(trial, args.formats, hooks)
         if times is None:
@@ -261,12 +257,21 @@ def cmd_verify(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _work(folder: Path | None) -> Iterator[Path]:
-    """The folder for statistics, or one that goes away."""
+def _work(folder: Path | None) -> Iterator[tuple[Path, Hooks]]:
+    """The folder for checkpoints and statistics, or one that goes away, and hooks to stop by.
+
+    Raises: StoppedError that says what is kept.
+    """
     with ExitStack() as stack:
         work = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ledger.prepare(work)
-        yield work
+        hooks, passes = stack.enter_context(stoppable()), Progress("Fisher passes", 1)
+        try:
+            yield work, msgspec.structs.replace(hooks, on_fisher=passes.to)
+        except StoppedError:
+            if folder is not None:
+                raise
+            raise StoppedError("stopped; nothing is kept without --work DIR") from None
 
 
 def _required_calibration(checkpoint: Checkpoint, args: argparse.Namespace) -> Calibration:

@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -77,10 +77,15 @@ def formats_to_compare(checkpoint: Checkpoint, args: argparse.Namespace) -> list
         shapes = layer_shapes(checkpoint)
         methods = args.methods or COMPARED
         formats = [format_of_bits(method, args.bits_per_weight, shapes) for method in methods]
-    for name in formats:  # what is wrong is said before an hour of work
-        for used in read_formats(Path(name)).values() if is_plan(name) else [name]:
-            needs(Settings(format=used))
+    for name in formats:
+        check_formats(read_formats(Path(name)).values() if is_plan(name) else [name])
     return formats
+
+
+def check_formats(names: Iterable[str]) -> None:
+    """What is wrong is said before an hour of work. Raises: SettingsError, UsageError."""
+    for name in names:
+        needs(Settings(format=name))
 
 
 def calibration_of(checkpoint: Checkpoint, args: argparse.Namespace) -> Calibration | None:
@@ -121,8 +126,6 @@ def step_times_of(args: argparse.Namespace) -> StepTimes | None:
         return None
     if args.gpu is None:
         raise UsageError("--max-ms-per-token needs --gpu NAME, the device that it is predicted for")
-    for name in args.formats:
-        needs(Settings(format=name))
     hw = load_hardware(args.gpu)
     stack = stack_for(args.stack, hw)
     return step_times(args.model, args.formats, hw, stack=stack, context=args.context)

@@ -60,7 +60,7 @@ def pack_uniform(
     """Pack (N, K) codes with (N, groups, 2) FP16 scales and zeros, groups = ceil(K / group_size).
 
     g_idx: (K,) int32, the group of each column; with it, `act_order` says which form to build.
-    Group sizes are powers of two from 64 (32 at 4 and 8 bits) to 1024, or K.
+    Group sizes are those of `group_sizes`, or K.
 
     Raises: LayoutError.
     """
@@ -126,10 +126,14 @@ def check_uniform(weight: UniformWeight) -> None:
         raise fail("order", "a tensor", "None without act_order")
 
 
+def group_sizes(bits: int) -> tuple[int, ...]:
+    """Weights per scale that whole tiles hold; besides these, a row may have one scale."""
+    return tuple(size for size in (32, 64, 128, 256, 512, 1024) if size >= least_tile(bits))
+
+
 def _check_group_size(bits: int, group_size: int, columns: int) -> None:
-    sizes = [32 << k for k in range(6) if 32 << k >= least_tile(bits)]
     if group_size != columns:
-        check_choice("group_size", group_size, [*sizes, columns])
+        check_choice("group_size", group_size, [*group_sizes(bits), columns])
 
 
 def group_tile(bits: int, group_size: int, columns: int, act_order: str | None) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels.layouts import CsrWeight, Weight, dequantized
 from kernels.layouts.bilevel import GROUP as BILEVEL_GROUP
 from kernels.layouts.codes import BITS, codes_per_group
+from kernels.layouts.uniform import group_sizes
 from kernels.layouts.vector import FORMS as VECTOR_FORMS
 from perfmodel.errors import UsageError
 from perfmodel.format_names import parse_format
@@ -199,12 +200,21 @@ def _check_readable(known: WeightFormat) -> None:
     if "@" in known.name or not readable:
         raise SettingsError(f"format {known.name!r} has {float(bits):g} bits; kernels read {have}")
     group = known.scales.group if known.scales else None
-    if known.name.startswith("gptvq") and group and codebook:
+    if group is not None:
+        _check_group(known, group)
+
+
+def _check_group(known: WeightFormat, group: int) -> None:
+    method, bits, codebook = known.name.partition("-")[0], known.code_bits, known.codebook
+    if method == "gptvq" and codebook:
         least = codebook.dim * codes_per_group(int(bits * codebook.dim))
         if group < least:
             raise SettingsError(f"format {known.name!r}: kernels read sub-rows of {least} or more")
-    if known.name.startswith("spqr") and group != BILEVEL_GROUP:
-        raise SettingsError(f"format {known.name!r}: kernels read groups of {BILEVEL_GROUP}")
+        return
+    groups = (BILEVEL_GROUP,) if method == "spqr" else group_sizes(int(bits))
+    if group not in groups:
+        have = ", ".join(map(str, groups))
+        raise SettingsError(f"format {known.name!r}: kernels read groups of {have}")
 
 
 def check_matrix(weight: Tensor) -> None:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from kernels.layouts.bilevel import BITS as BILEVEL_BITS
 from kernels.layouts.bilevel import GROUP as BILEVEL_GROUP
 from kernels.layouts.codes import BITS, K_ALIGN
+from kernels.layouts.uniform import group_sizes
 from kernels.layouts.vector import FORMS
 from perfmodel.format_names import parse_format
 from quantizer.checkpoints.checkpoint import Checkpoint, load_tensors
@@ -24,7 +25,6 @@ from quantizer.methods.outliers import global_iqr_range
 from quantizer.methods.squeezellm import weighting_of
 
 OutlierRule = Literal["global", "percentile"]
-GROUPS = (1024, 512, 256, 128, 64, 32)
 UNIFORM = ("rtn", "gptq", "awq")
 VECTOR_WIDTHS = {
     f"gptvq-{dim}d": tuple(bits / dim for own, bits in FORMS if own == dim) for dim in (1, 2, 4)
@@ -117,7 +117,8 @@ def format_of_bits(method: str, bits_per_weight: float, shapes: Sequence[tuple[i
         names = [
             f"{method}-w{bits}{group}"
             for bits in BITS
-            for group in (*(f"-g{g}" for g in GROUPS), *([""] if method != "awq" else []))
+            for group in (*(f"-g{size}" for size in reversed(group_sizes(bits))), "")
+            if group or method != "awq"
         ]
     else:
         names = [f"{method}-w{bits}" for bits in BITS]

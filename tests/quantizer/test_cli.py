@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
+from quantizer import commands
 from quantizer.cli import main
+from quantizer.run.pipeline import Hooks
 from tests.quantizer.models import BLOCKS, write_model
 
 ROOT = Path(__file__).parents[2]
@@ -202,3 +205,42 @@ def test_ctrl_c_finishes_the_block_and_says_how_to_go_on(tmp_path):
     assert "finishing the block in work" in err
     assert "run the same command to go on" in err
     assert not list(tmp_path.glob("out/ledger/*.lease"))
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("compare", ["--formats", "rtn-w4", "--text", "TEXT", "--executor", "serial"]),
+        ("sensitivity", []),
+        ("allocate", ["--formats", "rtn-w4,rtn-w8", "--bits-per-weight", 13, "-o", "PLAN"]),
+    ],
+)
+def test_a_stop_says_what_is_kept(
+    llama, ids, text_ids, capsys, tmp_path, monkeypatch, command, options
+):
+    monkeypatch.setattr(commands, "stoppable", lambda: nullcontext(Hooks(stopping=lambda: True)))
+    paths = {"TEXT": text_ids, "PLAN": tmp_path / "plan.json"}
+    words = [command, llama, "--calibration", ids, *(paths.get(word, word) for word in options)]
+    code, _, err = run(capsys, *words)
+    assert code == 75
+    assert err.endswith("quantizer: error: stopped; nothing is kept without --work DIR\n")
+    code, _, err = run(capsys, *words, "--work", tmp_path / "work")
+    assert code == 75
+    assert "run the same command to go on" in err
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("wrong", ["rtn-w9", "rtn-w5-g32", "plan.json"])
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("sensitivity", ["--forecast"]), ("allocate", ["--bits-per-weight", 9, "--formats"])],
+)
+def test_a_wrong_format_is_said_before_the_others_are_tried(
+    llama, ids, capsys, tmp_path, command, options, wrong
+):
+    words = ["--calibration", ids, "--work", tmp_path / "work", *options, f"rtn-w4,{wrong}"]
+    words += ["-o", tmp_path / "plan.json"] if command == "allocate" else []
+    code, _, err = run(capsys, command, llama, *words)
+    assert code == 2
+    assert wrong in err
+    assert not list(tmp_path.rglob("rtn-w4"))

@@ -216,6 +216,8 @@ def test_rows_without_fisher_and_of_one_value_are_handled(columns):
         ({"format": "spqr-w3-g32"}, "kernels read groups of 16"),
         ({"format": "gptvq-2d-w2-g1024-n8"}, "found sub-rows of 8 weights"),
         ({"format": "gptvq-1d-w3-n16"}, "kernels read sub-rows of 32 or more"),
+        ({"format": "rtn-w5-g32"}, "kernels read groups of 64, 128, 256, 512, 1024"),
+        ({"format": "gptq-w4-g96-act"}, "kernels read groups of 32, 64, 128, 256, 512, 1024"),
         ({"format": "gptvq-2d-w2", "seeds": "exact"}, "expected another for 2-D codebooks"),
         ({"format": "rtn-w4", "selection": "best"}, "selection is 'best', expected one of paper"),
         ({"format": "gone-w4"}, "no weight format 'gone-w4'"),
