@@ -212,7 +212,7 @@ def test_ctrl_c_finishes_the_block_and_says_how_to_go_on(tmp_path):
     [
         ("compare", ["--formats", "rtn-w4", "--text", "TEXT", "--executor", "serial"]),
         ("sensitivity", []),
-        ("allocate", ["--formats", "rtn-w4,rtn-w8", "--bits-per-weight", 13, "-o", "PLAN"]),
+        ("allocate", ["--formats", "rtn-w4,rtn-w8", "--bits-per-weight", 30, "-o", "PLAN"]),
     ],
 )
 def test_a_stop_says_what_is_kept(
