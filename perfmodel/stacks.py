@@ -115,19 +115,21 @@ class Stack(msgspec.Struct, frozen=True, kw_only=True):
         return True
 
     def runs(self, weight_format: WeightFormat) -> bool:
-        """Whether it has all costs of a format and, if measured, runs the method at these bits."""
-        ran = {_method(name) for name in self.formats}
-        return self.knows(weight_format) and (not ran or _method(weight_format.name) in ran)
+        """Whether it has all costs of a format and, if measured, runs such a kernel."""
+        ran = {_kernel(name) for name in self.formats}
+        return self.knows(weight_format) and (not ran or _kernel(weight_format.name) in ran)
 
 
 def _words(name: str) -> set[str]:
     return set() if name == ANY else set(name.split("-"))
 
 
-def _method(name: str) -> tuple[str, ...]:
-    """Method and bits: the first two words of a name; ideal formats w4.5, w3 are one method."""
-    words = name.partition("@")[0].split("-")[:2]
-    return ("ideal",) if words[0][:1] == "w" and words[0][1:2].isdigit() else tuple(words)
+def _kernel(name: str) -> tuple[str, ...]:
+    """Words of a name that choose a kernel: method, bits, group; ideal formats w4.5, w3 are one."""
+    words = name.partition("@")[0].split("-")
+    if words[0][:1] == "w" and words[0][1:2].isdigit():
+        return ("ideal",)
+    return (*words[:2], *(word for word in words[2:] if word[:1] == "g"))
 
 
 def _listed(keys: Iterable[str]) -> str:

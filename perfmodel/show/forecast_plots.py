@@ -80,7 +80,7 @@ def pareto_figure(
         axis.set_minor_formatter("{x:g}")
     axes.tick_params(which="both", labelsize=8)
     left_out = len(known) - len(shown)
-    note = f"; {left_out} formats over {slowest:.0f} ms not drawn" if left_out else ""
+    note = f"; over {slowest:.0f} ms, not drawn: {left_out}" if left_out else ""
     axes.set_xlabel(f"ms per token; bars hold 80 % of measurements{note}")
     axes.set_ylabel(quality or "perplexity")
     axes.grid(visible=True, which="both", alpha=0.2)

@@ -130,6 +130,14 @@ def test_a_format_that_nothing_runs_is_said_so(run):
     assert "nothing is within the limits" in run("recommend --gpu rtx4090 --model llama-2-70b")
 
 
+@pytest.mark.parametrize(
+    ("weights", "runs"),
+    [("awq-w4-g128", True), ("awq-w4-g64", True), ("awq-w4-g256", False), ("awq-w3-g128", False)],
+)
+def test_software_runs_the_bits_and_groups_that_it_was_measured_with(weights, runs):
+    assert load_stack("tinychat").runs(policy(weights).linear) == runs
+
+
 def test_own_perplexities_take_the_place_of_the_papers(tmp_path, run, capsys):
     file = tmp_path / "compare.json"
     lines = [{"format": "squeezellm-w3", "perplexity": 7.5}, {"format": "fp16", "perplexity": 7}]
